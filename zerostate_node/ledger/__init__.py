@@ -1,0 +1,1 @@
+"""Durable truth: SQLite behind the `Ledger` and `Journal` ports."""

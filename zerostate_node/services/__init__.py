@@ -1,0 +1,1 @@
+"""Trio services, one noun each: they perform what the machines decide."""

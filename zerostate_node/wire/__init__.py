@@ -1,0 +1,1 @@
+"""Bytes to values and back. Pure: no clock, no dice, no I/O."""
