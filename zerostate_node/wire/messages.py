@@ -279,15 +279,22 @@ class Cancel(_Message, frozen=True, kw_only=True, tag="cancel"):
     reason: Text512 = ""
 
 
+class Release(_Message, frozen=True, kw_only=True, tag="release"):
+    """Worker: this lease did not start and never will here; not a failure of anyone."""
+
+    task_id: UlidText
+    fence: FenceNumber
+
+
 class Bye(_Message, frozen=True, kw_only=True, tag="bye"):
-    """Either side: no more from me. Leases that did not start are handed back."""
+    """Either side: no more from me on this stream. What runs goes on; receipts come later."""
 
     code: Tag  # wrong_network, draining, banned, too_many, malformed, idle
     reason: Text512 = ""
     retry_after_ms: Ms = 0
 
 
-WorkMessage = Hello | Claim | Leases | Renew | Renewed | Log | Done | Ack | Cancel | Bye
+WorkMessage = Hello | Claim | Leases | Renew | Renewed | Log | Done | Ack | Cancel | Release | Bye
 WorkFrame = Annotated[tuple[WorkMessage, ...], Meta(min_length=1, max_length=256)]
 
 
