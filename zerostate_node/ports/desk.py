@@ -215,6 +215,9 @@ class Desk(Protocol):
     async def put_blob(self, chunks: AsyncIterator[bytes]) -> dict[str, Any]:
         """Store input or a module; `{"digest", "size_bytes"}`. Refused(too_large)."""
 
+    async def blob(self, digest: str) -> Download:
+        """The bytes of a blob that is here, checked against `digest`. NotFound."""
+
     async def publish(self, draft: dict[str, Any], *, module: str, script: str = "") -> AgentView:
         """
         Validate, sign as this node, store and gossip an agent.
@@ -238,6 +241,13 @@ class Desk(Protocol):
 
     async def revoke(self, ref: str, *, reason: str) -> AgentView:
         """Final: no node runs it again. Refused(not_yours)."""
+
+    async def verify(self, receipt: bytes) -> dict[str, Any]:
+        """
+        Check a receipt's signature alone; nothing is run.
+
+        `{"signature": bool, "worker": peer id, "receipt": {...}}`. WireError (not a receipt).
+        """
 
     async def replay(self, receipt: bytes) -> dict[str, Any]:
         """
