@@ -1,0 +1,641 @@
+"""
+The loop in which an owner decides: facts in, one commit, effects out.
+
+Theory of operation. Everything that may change a task (a submission, a claim, a receipt, the clock)
+is queued as a fact. Each turn drains what waits, steps the task machines, lets the dispatcher pair
+open tasks with claims, writes ALL that must be durable in one ledger commit, and only then performs
+the effects: answers, leases, acknowledgements, events. While a commit is on its way facts gather
+for the next turn; that is what makes one fsync carry hundreds of tasks under load.
+
+No `await` stands between reading a task's state and replacing it, so no lock is needed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import structlog
+import trio
+
+from zerostate_node.errors import Refused, Unavailable, ZeroStateError
+from zerostate_node.machines import task as machine
+from zerostate_node.machines.admission import price_of
+from zerostate_node.machines.dispatch import Claimer, Dispatcher, Wanted
+from zerostate_node.ports.ledger import (
+    CancelTask,
+    LeaseTask,
+    Ledger,
+    OpenTask,
+    ReopenTask,
+    SettleTask,
+    TaskRow,
+    Write,
+)
+from zerostate_node.services.hub import Hub
+from zerostate_node.units import MIB
+from zerostate_node.wire.messages import BlobRef, Outcome, RetryPolicy, TaskSpec
+
+log = structlog.get_logger()
+
+TURN_TASKS_MAX = 512  # pairs made in one turn: bounds the size of one commit
+TICK_S = 0.25  # how late a lapse may be noticed
+INLINE_KEPT_BYTES_MAX = 64 * MIB  # inputs of open tasks held in memory; more are read when leased
+LEDGER_RETRY_S = 0.5
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DriverSettings:
+    """What an operator may set about owning tasks."""
+
+    lease_ttl_ms: int = 15_000
+    tasks_open_max: int = 100_000
+    region: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ReceiptPayload:
+    """What a receipt brings beside the fact: stored when it settles the task."""
+
+    envelope: bytes
+    output: BlobRef
+    output_inline: bytes | None
+    fuel_used: int
+    price_ucr: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LeaseOut:
+    """A lease to be signed and sent: everything that the worker needs."""
+
+    spec: TaskSpec
+    input_inline: bytes | None
+    attempt: int
+    fence: int
+    ttl_ms: int
+
+
+class Outlet(Protocol):
+    """Where effects for one worker go: its work stream. Never blocks; drops itself when slow."""
+
+    def lease(self, leases: Sequence[LeaseOut]) -> None:
+        """Send leases."""
+
+    def renewed(self, task_id: str, fence: int, ttl_ms: int) -> None:
+        """Answer a renewal."""
+
+    def ack(self, task_id: str, fence: int, verdict: str, reason: str) -> None:
+        """Answer a receipt."""
+
+    def cancel(self, task_id: str, fence: int, reason: str) -> None:
+        """Ask for a stop."""
+
+
+@dataclasses.dataclass(slots=True)
+class Entry:
+    """A task that is not settled, as this owner holds it."""
+
+    spec: TaskSpec
+    actor: str
+    state: machine.State
+    input_inline: bytes | None = None
+    progress: int = -1
+    log_bytes: int = 0
+
+
+@dataclasses.dataclass(slots=True)
+class _Submission:
+    write: OpenTask
+    done: trio.Event = dataclasses.field(default_factory=trio.Event)
+    result: object = None
+
+
+@dataclasses.dataclass(slots=True)
+class _Turn:
+    """What one turn has decided so far."""
+
+    now_ms: int
+    writes: list[Write] = dataclasses.field(default_factory=list)
+    owners: list[str] = dataclasses.field(default_factory=list)  # task id behind each write
+    effects: list[tuple[str, machine.Effect]] = dataclasses.field(default_factory=list)
+    before: dict[str, machine.State] = dataclasses.field(default_factory=dict)
+
+
+class Driver:
+    """Owns tasks: the only place where their state changes."""
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        hub: Hub,
+        settings: DriverSettings,
+        now_ms: Callable[[], int],
+        behaved: Callable[[str, str], None] = lambda worker, what: None,
+    ) -> None:
+        self._ledger = ledger
+        self._hub = hub
+        self._settings = settings
+        self._now_ms = now_ms
+        self._behaved = behaved
+        self.tasks: dict[str, Entry] = {}
+        self.dispatch = Dispatcher()
+        self._outlets: dict[str, Outlet] = {}
+        self._submissions: deque[_Submission] = deque()
+        self._facts: deque[tuple[str, machine.Fact, ReceiptPayload | None]] = deque()
+        self._due: list[tuple[int, str]] = []
+        self._wake = trio.Event()
+        self._inline_bytes = 0
+        self.turns = 0
+        self.writes = 0
+
+    # -- asked by others ---------------------------------------------------------------------------
+
+    async def submit(self, write: OpenTask) -> str:
+        """
+        Open a task; durable when it returns its id.
+
+        Raises:
+            Refused: the idempotency key was used for another request.
+            Unavailable: too many open tasks, or the ledger is away.
+        """
+        if len(self.tasks) + len(self._submissions) >= self._settings.tasks_open_max:
+            raise Unavailable(
+                f"{self._settings.tasks_open_max} tasks are open already",
+                code="too_many_tasks",
+                hint="wait for some to finish, or raise owner.tasks_open_max",
+                retry_after_s=5,
+            )
+        submission = _Submission(write)
+        self._submissions.append(submission)
+        self._wake.set()
+        await submission.done.wait()
+        if isinstance(submission.result, ZeroStateError):
+            raise submission.result
+        return str(submission.result)
+
+    def post(self, task_id: str, fact: machine.Fact, payload: ReceiptPayload | None = None) -> None:
+        """Queue a fact about a task."""
+        self._facts.append((task_id, fact, payload))
+        self._wake.set()
+
+    def claim(self, claimer: Claimer, outlet: Outlet) -> None:
+        """A worker asks for work, or changes what it asked for."""
+        self.dispatch.claimers[claimer.worker] = claimer
+        self._outlets[claimer.worker] = outlet
+        self._wake.set()
+
+    def worker_lost(self, worker: str, outlet: Outlet) -> None:
+        """The worker's stream is gone. A newer stream of the same worker is left alone."""
+        if self._outlets.get(worker) is not outlet:
+            return
+        del self._outlets[worker]
+        self.dispatch.claimers.pop(worker, None)
+        now_ms = self._now_ms()
+        for task_id, entry in self.tasks.items():
+            if isinstance(entry.state, machine.Leased) and entry.state.worker == worker:
+                self.post(task_id, machine.WorkerLost(worker, now_ms))
+
+    # -- the loop ----------------------------------------------------------------------------------
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Resume what the ledger holds, then turn for ever."""
+        await self._resume()
+        task_status.started()
+        while True:
+            with trio.move_on_after(TICK_S):
+                await self._wake.wait()
+            self._wake = trio.Event()
+            self._look_at_clock()
+            try:
+                await self._turn()
+            except Unavailable as error:
+                log.warning("ledger away, deciding nothing", cause=str(error))
+                await trio.sleep(LEDGER_RETRY_S)
+                self._wake.set()
+
+    async def _resume(self) -> None:
+        now_ms = self._now_ms()
+        for row in await self._ledger.live():
+            state: machine.State
+            if row.phase == "leased":
+                state = machine.Leased(
+                    row.attempt,
+                    row.fence,
+                    row.worker,
+                    row.lease_until_ms,
+                    row.excluded,
+                    row.cancel_reason,
+                )
+            else:
+                state = machine.Open(row.attempt, row.fence, row.not_before_ms, row.excluded)
+            task_id = row.spec.task_id
+            self.tasks[task_id] = Entry(row.spec, row.actor, state)
+            self._schedule(row.spec.deadline_ms, task_id)
+            if isinstance(state, machine.Leased):
+                self.post(task_id, machine.Resumed(self._settings.lease_ttl_ms, now_ms))
+            else:
+                self._want(task_id, self.tasks[task_id], now_ms)
+        if self.tasks:
+            log.info("tasks resumed", tasks=len(self.tasks))
+
+    def _look_at_clock(self) -> None:
+        now_ms = self._now_ms()
+        noticed = set()
+        while self._due and self._due[0][0] <= now_ms:
+            _, task_id = heapq.heappop(self._due)
+            if task_id in self.tasks and task_id not in noticed:
+                noticed.add(task_id)
+                self.post(task_id, machine.TimePassed(now_ms))
+        self.dispatch.unpark()
+
+    def _schedule(self, at_ms: int, task_id: str) -> None:
+        heapq.heappush(self._due, (at_ms, task_id))
+
+    async def _turn(self) -> None:
+        submissions = [self._submissions.popleft() for _ in range(len(self._submissions))]
+        facts = [self._facts.popleft() for _ in range(len(self._facts))]
+        strangers = {t for t, _, _ in facts if t not in self.tasks}
+        settled = await self._settled_states(strangers) if strangers else {}
+        turn = _Turn(self._now_ms())
+        self.turns += 1
+
+        for submission in submissions:
+            self._admit(turn, submission.write)
+        for task_id, fact, payload in facts:
+            entry = self.tasks.get(task_id)
+            if entry is None:
+                self._step_settled(turn, task_id, settled.get(task_id), fact)
+            else:
+                self._step(turn, task_id, entry, fact, payload)
+        for task_id, worker in self.dispatch.pairs(turn.now_ms, most=TURN_TASKS_MAX):
+            chosen = machine.Chosen(worker, self._settings.lease_ttl_ms, turn.now_ms)
+            self._step(turn, task_id, self.tasks[task_id], chosen, None)
+        if len(self.dispatch) and any(c.credits > 0 for c in self.dispatch.claimers.values()):
+            self._wake.set()
+
+        results: list[object] = []
+        if turn.writes:
+            try:
+                results = await self._ledger.commit(turn.writes)
+            except Unavailable as error:
+                self._undo(turn, submissions, facts, error)
+                raise
+            self.writes += len(turn.writes)
+        await self._reconcile(turn, submissions, results)
+        await self._perform(turn)
+
+    def _admit(self, turn: _Turn, write: OpenTask) -> None:
+        spec = write.row.spec
+        entry = Entry(spec, write.row.actor, machine.Open(), write.input_inline)
+        self._inline_bytes += len(write.input_inline or b"")
+        if self._inline_bytes > INLINE_KEPT_BYTES_MAX:
+            self._drop_inline(entry)
+        self.tasks[spec.task_id] = entry
+        turn.writes.append(write)
+        turn.owners.append(spec.task_id)
+        self._schedule(spec.deadline_ms, spec.task_id)
+        self._want(spec.task_id, entry, turn.now_ms)
+
+    def _want(self, task_id: str, entry: Entry, now_ms: int) -> None:
+        state = entry.state
+        if isinstance(state, machine.Open):
+            self.dispatch.add(
+                Wanted(
+                    task_id,
+                    entry.spec.agent_id,
+                    entry.spec.capability,
+                    state.excluded,
+                    state.not_before_ms,
+                    now_ms,
+                    self._settings.region,
+                )
+            )
+
+    def _step(
+        self,
+        turn: _Turn,
+        task_id: str,
+        entry: Entry,
+        fact: machine.Fact,
+        payload: ReceiptPayload | None,
+    ) -> None:
+        before = entry.state
+        done = machine.step(
+            before, fact, retry=entry.spec.retry, deadline_ms=entry.spec.deadline_ms
+        )
+        for effect in done.effects:
+            write = _write_of(task_id, entry, effect, payload, turn.now_ms)
+            if write is None:
+                turn.effects.append((task_id, effect))
+            else:
+                turn.writes.append(write)
+                turn.owners.append(task_id)
+        if done.state == before:
+            return
+        turn.before.setdefault(task_id, before)
+        entry.state = done.state
+        self._follow(task_id, entry, before, turn.now_ms)
+
+    def _follow(self, task_id: str, entry: Entry, before: machine.State, now_ms: int) -> None:
+        """Keep the dispatcher, the clock and the claims in step with a task's new state."""
+        match before, entry.state:
+            case machine.Leased(), machine.Open() | machine.Settled():
+                claimer = self.dispatch.claimers.get(before.worker)
+                if claimer is not None and claimer.in_flight > 0:
+                    claimer.in_flight -= 1
+            case machine.Open(), machine.Settled():
+                self.dispatch.withdraw(task_id)
+        match entry.state:
+            case machine.Open():
+                entry.progress = -1
+                self._want(task_id, entry, now_ms)
+            case machine.Leased(until_ms=until_ms):
+                self._schedule(until_ms, task_id)
+
+    def _step_settled(
+        self, turn: _Turn, task_id: str, state: machine.Settled | None, fact: machine.Fact
+    ) -> None:
+        """A fact about a task that is over, or that never was ours."""
+        if state is None:
+            if isinstance(fact, machine.ReceiptCame):
+                effect = machine.SendAck(fact.worker, fact.fence, "rejected", "no such task here")
+                turn.effects.append((task_id, effect))
+            elif isinstance(fact, machine.RenewAsked):
+                turn.effects.append((task_id, machine.SendRenewed(fact.worker, fact.fence, 0)))
+            return
+        done = machine.step(state, fact, retry=_NO_RETRY, deadline_ms=0)
+        turn.effects.extend((task_id, effect) for effect in done.effects)
+        if isinstance(fact, machine.ReceiptCame):
+            verdict = done.effects[0].verdict if done.effects else ""  # type: ignore[union-attr]
+            log.info("late receipt answered", task=task_id, fence=fact.fence, verdict=verdict)
+
+    async def _settled_states(self, task_ids: set[str]) -> dict[str, machine.Settled]:
+        states = {}
+        for task_id in task_ids:
+            row = await self._ledger.task(task_id)
+            if row is not None and row.outcome is not None:
+                states[task_id] = machine.Settled(
+                    row.outcome, row.attempt, row.fence, row.worker, row.detail
+                )
+        return states
+
+    # -- after the commit --------------------------------------------------------------------------
+
+    def _undo(
+        self,
+        turn: _Turn,
+        submissions: list[_Submission],
+        facts: list[tuple[str, machine.Fact, ReceiptPayload | None]],
+        error: Unavailable,
+    ) -> None:
+        """The ledger is away: forget this turn, keep its facts, refuse its submissions."""
+        for submission in submissions:
+            task_id = submission.write.row.spec.task_id
+            turn.before.pop(task_id, None)
+            self._forget(task_id)
+            submission.result = error
+            submission.done.set()
+        for task_id, before in turn.before.items():
+            entry = self.tasks[task_id]
+            now, entry.state = entry.state, before
+            if isinstance(now, machine.Leased) and isinstance(before, machine.Open):
+                claimer = self.dispatch.claimers.get(now.worker)
+                if claimer is not None:
+                    claimer.credits += 1
+                    claimer.in_flight -= 1
+                self._want(task_id, entry, turn.now_ms)
+            elif isinstance(before, machine.Leased):
+                self.dispatch.withdraw(task_id)
+                self._schedule(before.until_ms, task_id)
+            elif isinstance(now, machine.Settled):
+                self._want(task_id, entry, turn.now_ms)
+        self._facts.extendleft(reversed(facts))
+
+    async def _reconcile(
+        self, turn: _Turn, submissions: list[_Submission], results: Sequence[object]
+    ) -> None:
+        """Answer submissions; where the ledger refused a write, believe the ledger."""
+        doubtful = set()
+        for index, submission in enumerate(submissions):
+            result = results[index]
+            task_id = submission.write.row.spec.task_id
+            if isinstance(result, Refused) or result != task_id:
+                # Refused, or this key opened another task before: ours never was.
+                self._forget(task_id)
+                doubtful.add(task_id)
+            submission.result = result
+            submission.done.set()
+            if task_id not in doubtful:
+                entry = self.tasks[task_id]
+                self._hub.tell("task.open", task_id=task_id, agent_id=entry.spec.agent_id)
+                log.info(
+                    "task accepted",
+                    task=task_id,
+                    agent=entry.spec.agent_id,
+                    trace=entry.spec.trace,
+                )
+        for index in range(len(submissions), len(results)):
+            task_id = turn.owners[index]
+            if isinstance(results[index], Refused) and task_id not in doubtful:
+                doubtful.add(task_id)
+                log.error(
+                    "ledger refused a transition, reading the task again",
+                    task=task_id,
+                    why=str(results[index]),
+                )
+                await self._reload(task_id)
+        if doubtful:
+            turn.effects = [e for e in turn.effects if e[0] not in doubtful]
+            for task_id in doubtful:
+                turn.before.pop(task_id, None)
+
+    async def _reload(self, task_id: str) -> None:
+        self._forget(task_id)
+        row = await self._ledger.task(task_id)
+        if row is None or row.phase == "settled":
+            return
+        state: machine.State = (
+            machine.Leased(row.attempt, row.fence, row.worker, row.lease_until_ms, row.excluded)
+            if row.phase == "leased"
+            else machine.Open(row.attempt, row.fence, row.not_before_ms, row.excluded)
+        )
+        entry = self.tasks[task_id] = Entry(row.spec, row.actor, state)
+        self._schedule(row.spec.deadline_ms, task_id)
+        if isinstance(state, machine.Leased):
+            self._schedule(state.until_ms, task_id)
+        else:
+            self._want(task_id, entry, self._now_ms())
+
+    async def _perform(self, turn: _Turn) -> None:
+        leases: dict[str, list[LeaseOut]] = {}
+        for task_id, effect in turn.effects:
+            worker = getattr(effect, "worker", "")
+            outlet = self._outlets.get(worker)
+            match effect:
+                case machine.SendLease(_, attempt, fence, ttl_ms):
+                    entry = self.tasks.get(task_id)
+                    if entry is None:
+                        continue
+                    if outlet is None:
+                        self.post(task_id, machine.WorkerLost(worker, turn.now_ms))
+                        continue
+                    data = await self._input(entry)
+                    leases.setdefault(worker, []).append(
+                        LeaseOut(entry.spec, data, attempt, fence, ttl_ms)
+                    )
+                case machine.SendRenewed(_, fence, ttl_ms) if outlet is not None:
+                    outlet.renewed(task_id, fence, ttl_ms)
+                case machine.SendAck(_, fence, verdict, reason) if outlet is not None:
+                    outlet.ack(task_id, fence, verdict, reason)
+                case machine.SendCancel(_, fence, reason) if outlet is not None:
+                    outlet.cancel(task_id, fence, reason)
+        for worker, batch in leases.items():
+            outlet = self._outlets.get(worker)
+            if outlet is not None:
+                outlet.lease(batch)
+        for task_id, before in turn.before.items():
+            self._tell(task_id, before)
+
+    def _tell(self, task_id: str, before: machine.State) -> None:
+        entry = self.tasks.get(task_id)
+        if entry is None:
+            return
+        match entry.state:
+            case machine.Leased(attempt, fence, worker):
+                if isinstance(before, machine.Leased) and before.fence == fence:
+                    return  # renewed
+                self._hub.tell(
+                    "task.leased", task_id=task_id, worker=worker, attempt=attempt, fence=fence
+                )
+                log.info("lease granted", task=task_id, fence=fence, worker=worker[-8:])
+            case machine.Open(attempt, fence, _, excluded):
+                lost = before.worker if isinstance(before, machine.Leased) else ""
+                self._hub.tell("task.retry", task_id=task_id, attempt=attempt, worker=lost)
+                log.info("task open again", task=task_id, fence=fence, worker=lost[-8:])
+                if excluded and lost:
+                    self._behaved(lost, "lost")
+            case machine.Settled(outcome, _, fence, worker, detail):
+                if worker:
+                    self._behaved(
+                        worker, "completed" if outcome is Outcome.COMPLETED else "guest_failed"
+                    )
+                self._hub.tell(
+                    "task.settled",
+                    task_id=task_id,
+                    outcome=outcome.value,
+                    worker=worker,
+                    detail=detail,
+                    fence=fence,
+                )
+                log.info(
+                    "task settled",
+                    task=task_id,
+                    outcome=outcome.value,
+                    fence=fence,
+                    worker=worker[-8:],
+                    trace=entry.spec.trace,
+                )
+                self._forget(task_id)
+
+    def _forget(self, task_id: str) -> None:
+        entry = self.tasks.pop(task_id, None)
+        if entry is not None:
+            self._drop_inline(entry)
+        self.dispatch.withdraw(task_id)
+
+    def _drop_inline(self, entry: Entry) -> None:
+        self._inline_bytes -= len(entry.input_inline or b"")
+        entry.input_inline = None
+
+    async def _input(self, entry: Entry) -> bytes | None:
+        if entry.input_inline is not None:
+            return entry.input_inline
+        return await self._ledger.input_inline(entry.spec.task_id)
+
+    def waiting_for(self, task_id: str) -> str:
+        """Why a task is not running, in words; "" when it is or when it is over."""
+        entry = self.tasks.get(task_id)
+        if entry is None or not isinstance(entry.state, machine.Open):
+            return ""
+        claimers = self.dispatch.claimers.values()
+        if not claimers:
+            return "no worker is connected to this node"
+        able = [c for c in claimers if c.serves_kind(entry.spec.agent_id, entry.spec.capability)]
+        if not able:
+            return "no connected worker takes this agent"
+        if all(c.worker in entry.state.excluded for c in able):
+            return "every connected worker failed it; one of them is tried again shortly"
+        if entry.state.not_before_ms > self._now_ms():
+            return "a pause before the next try"
+        if not any(c.credits > 0 for c in able):
+            return "every worker that takes it is busy"
+        return "about to be leased"
+
+
+_NO_RETRY = RetryPolicy()
+
+
+def _write_of(
+    task_id: str,
+    entry: Entry,
+    effect: machine.Effect,
+    payload: ReceiptPayload | None,
+    now_ms: int,
+) -> Write | None:
+    """The ledger write behind a `Record…` effect; None for the others."""
+    match effect:
+        case machine.RecordLease(attempt, fence, worker, until_ms):
+            return LeaseTask(
+                task_id=task_id,
+                attempt=attempt,
+                fence=fence,
+                worker=worker,
+                until_ms=until_ms,
+                now_ms=now_ms,
+            )
+        case machine.RecordReopen(fence, outcome, detail, excluded, not_before_ms):
+            return ReopenTask(
+                task_id=task_id,
+                fence=fence,
+                outcome=outcome,
+                detail=detail,
+                excluded=excluded,
+                not_before_ms=not_before_ms,
+                now_ms=now_ms,
+                receipt=payload.envelope if payload else b"",
+            )
+        case machine.RecordSettle(fence, worker, outcome, detail, by_receipt):
+            took = payload if by_receipt and payload else None
+            price = entry.spec.price
+            return SettleTask(
+                task_id=task_id,
+                fence=fence,
+                worker=worker,
+                outcome=outcome,
+                detail=detail,
+                now_ms=now_ms,
+                receipt=took.envelope if took else b"",
+                output=took.output if took else None,
+                output_inline=took.output_inline if took else None,
+                fuel_used=took.fuel_used if took else 0,
+                price_ucr=price_of(
+                    per_call_ucr=price.per_call_ucr,
+                    per_mfuel_ucr=price.per_mfuel_ucr,
+                    fuel_used=took.fuel_used if took else 0,
+                    budget_ucr=entry.spec.budget_ucr,
+                    completed=outcome is Outcome.COMPLETED,
+                ),
+            )
+        case machine.RecordCancel(reason):
+            return CancelTask(task_id=task_id, reason=reason, now_ms=now_ms)
+        case _:
+            return None
+
+
+def row_of(spec: TaskSpec, actor: str, now_ms: int) -> TaskRow:
+    """The ledger row of a task that was just submitted."""
+    return TaskRow(spec=spec, actor=actor, phase="open", updated_ms=now_ms)
