@@ -18,13 +18,14 @@ from zerostate_node.units import GIB, MIB
 from zerostate_node.wire import ids
 
 # -- field types -----------------------------------------------------------------------------
+# `$(?!\n)`: Python's `$` also matches before a final newline, other regex engines' does not.
 Text128 = Annotated[str, Meta(max_length=128)]
 Text512 = Annotated[str, Meta(max_length=512)]
-DigestText = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$", max_length=71)]
-UlidText = Annotated[str, Meta(pattern=r"^[0-7][0-9A-HJKMNP-TV-Z]{25}$", max_length=26)]
+DigestText = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$(?!\n)", max_length=71)]
+UlidText = Annotated[str, Meta(pattern=r"^[0-7][0-9A-HJKMNP-TV-Z]{25}$(?!\n)", max_length=26)]
 PeerText = Annotated[str, Meta(min_length=46, max_length=64)]
 AgentText = Annotated[str, Meta(min_length=10, max_length=160)]
-NetworkText = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$", max_length=32)]
+NetworkText = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$(?!\n)", max_length=32)]
 AddrText = Annotated[str, Meta(max_length=256)]
 TraceText = Annotated[str, Meta(max_length=64)]  # W3C traceparent
 Tag = Annotated[str, Meta(min_length=1, max_length=64)]
@@ -35,6 +36,15 @@ Credits = Annotated[int, Meta(ge=0, le=1 << 53)]
 Fuel = Annotated[int, Meta(ge=0, le=1 << 53)]
 FenceNumber = Annotated[int, Meta(ge=1, le=1 << 53)]
 Inline = Annotated[bytes, Meta(max_length=ids.INLINE_BYTES_MAX)]
+
+# Limits of one run; a card spells the same ones in camelCase
+FuelMax = Annotated[int, Meta(ge=1, le=10**14)]
+WallMsMax = Annotated[int, Meta(ge=1, le=3_600_000)]
+MemoryBytesMax = Annotated[int, Meta(ge=64 * 1024, le=4 * GIB)]
+TableElementsMax = Annotated[int, Meta(ge=0, le=1 << 20)]
+StdinBytesMax = Annotated[int, Meta(ge=0, le=GIB)]
+StdoutBytesMax = Annotated[int, Meta(ge=0, le=GIB)]
+StderrBytesMax = Annotated[int, Meta(ge=0, le=16 * MIB)]
 
 
 class Outcome(enum.Enum):
@@ -66,13 +76,13 @@ class BlobRef(_Message, frozen=True, kw_only=True):
 class Limits(_Message, frozen=True, kw_only=True):
     """What one run may use. Part of what a receipt signs, since fuel and memory decide outcomes."""
 
-    fuel_max: Annotated[int, Meta(ge=1, le=10**14)] = 20_000_000_000
-    wall_ms_max: Annotated[int, Meta(ge=1, le=3_600_000)] = 30_000
-    memory_bytes_max: Annotated[int, Meta(ge=64 * 1024, le=4 * GIB)] = 128 * MIB
-    table_elements_max: Annotated[int, Meta(ge=0, le=1 << 20)] = 1 << 16
-    stdin_bytes_max: Annotated[int, Meta(ge=0, le=GIB)] = 16 * MIB
-    stdout_bytes_max: Annotated[int, Meta(ge=0, le=GIB)] = 16 * MIB
-    stderr_bytes_max: Annotated[int, Meta(ge=0, le=16 * MIB)] = 256 * 1024
+    fuel_max: FuelMax = 20_000_000_000
+    wall_ms_max: WallMsMax = 30_000
+    memory_bytes_max: MemoryBytesMax = 128 * MIB
+    table_elements_max: TableElementsMax = 1 << 16
+    stdin_bytes_max: StdinBytesMax = 16 * MIB
+    stdout_bytes_max: StdoutBytesMax = 16 * MIB
+    stderr_bytes_max: StderrBytesMax = 256 * 1024
 
 
 class Price(_Message, frozen=True, kw_only=True):
@@ -266,7 +276,7 @@ class Ack(_Message, frozen=True, kw_only=True, tag="ack"):
 
     task_id: UlidText
     fence: FenceNumber
-    verdict: Annotated[str, Meta(pattern=r"^(settled|stale|rejected)$", max_length=16)]
+    verdict: Annotated[str, Meta(pattern=r"^(settled|stale|rejected)$(?!\n)", max_length=16)]
     reason: Text512 = ""
     voucher: Annotated[bytes, Meta(max_length=1024)] = b""
 
@@ -349,7 +359,7 @@ class SyncHello(_Message, frozen=True, kw_only=True, tag="hello"):
 class SyncWant(_Message, frozen=True, kw_only=True, tag="want"):
     """Send me what is in these buckets; `have` lists the item keys I hold there already."""
 
-    kind: Annotated[str, Meta(pattern=r"^(manifests|nodes)$", max_length=16)]
+    kind: Annotated[str, Meta(pattern=r"^(manifests|nodes)$(?!\n)", max_length=16)]
     buckets: Annotated[tuple[Annotated[int, Meta(ge=0, le=255)], ...], Meta(max_length=256)]
     have: Annotated[tuple[Annotated[bytes, Meta(max_length=8)], ...], Meta(max_length=16_384)] = ()
 
@@ -357,7 +367,7 @@ class SyncWant(_Message, frozen=True, kw_only=True, tag="want"):
 class SyncItems(_Message, frozen=True, kw_only=True, tag="items"):
     """Signed items as their authors signed them; `more` says that another message follows."""
 
-    kind: Annotated[str, Meta(pattern=r"^(manifests|nodes)$", max_length=16)]
+    kind: Annotated[str, Meta(pattern=r"^(manifests|nodes)$(?!\n)", max_length=16)]
     items: Annotated[
         tuple[Annotated[bytes, Meta(max_length=ids.MANIFEST_BYTES_MAX)], ...], Meta(max_length=256)
     ]
