@@ -1,0 +1,73 @@
+"""Reads whose length a peer chooses: bounded before the first byte of the body is taken."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import libp2p.host.basic_host as basic_host
+import libp2p.identity.identify_push.identify_push as identify_push
+import libp2p.protocol_muxer.multiselect_communicator as communicator
+import libp2p.utils.varint as varint
+from libp2p.exceptions import ParseError
+
+NEGOTIATION_BYTES_MAX = 1024  # one line of multistream-select: a protocol's name
+IDENTIFY_BYTES_MAX = 32 * 1024  # go and js: 8 KiB; a peer with many protocols has more
+
+SIGNATURES = {
+    "libp2p.utils.varint:read_varint_prefixed_bytes_limited": "reader,max_length",
+    "libp2p.protocol_muxer.multiselect_communicator:read_delim": "reader",
+    "libp2p.host.basic_host:read_length_prefixed_protobuf": "stream,use_varint_format,max_length",
+    "libp2p.identity.identify_push.identify_push:read_length_prefixed_protobuf": (
+        "stream,use_varint_format,max_length"
+    ),
+}
+
+
+def bound_negotiation() -> None:
+    """
+    Bound a line of multistream-select, and let bytes that are no text be a parse error.
+
+    The length was a varint of up to 64 bits, read whole, before any authentication. A line that is
+    not UTF-8 raised UnicodeDecodeError in a stream's task: nothing catches it, the host dies.
+    """
+
+    async def read_delim(reader: Any) -> bytes:
+        line: bytes = await varint.read_varint_prefixed_bytes_limited(reader, NEGOTIATION_BYTES_MAX)
+        if not line.endswith(b"\n"):
+            raise ParseError("a line of the negotiation does not end in a line feed")
+        try:
+            line.decode()
+        except UnicodeDecodeError as error:
+            raise ParseError("a line of the negotiation is not UTF-8") from error
+        return line[:-1]
+
+    communicator.read_delim = read_delim
+
+
+def bound_identify() -> None:
+    """
+    Bound identify messages, asked for and pushed.
+
+    When the length-prefixed read failed, the host fell back to reading whatever came, without a
+    bound, for ten seconds; and the bound of a good one was 1 MiB for each peer that connects.
+    """
+    original = varint.read_length_prefixed_protobuf
+
+    async def read_message(
+        stream: Any, use_varint_format: bool = True, max_length: int = IDENTIFY_BYTES_MAX
+    ) -> bytes:
+        try:
+            message: bytes = await original(
+                stream, use_varint_format, min(max_length, IDENTIFY_BYTES_MAX)
+            )
+        except BaseException:
+            # So that a fallback to an unbounded read finds nothing to read.
+            await stream.reset()
+            raise
+        return message
+
+    basic_host.read_length_prefixed_protobuf = read_message
+    identify_push.read_length_prefixed_protobuf = read_message
+
+
+PATCHES = (bound_negotiation, bound_identify)

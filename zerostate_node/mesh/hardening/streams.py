@@ -1,0 +1,150 @@
+"""Yamux and its streams: whole frames, enforced credit, reads that lose nothing when cancelled."""
+
+from __future__ import annotations
+
+import functools
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import trio
+from libp2p.io.exceptions import ConnectionClosedError
+from libp2p.stream_muxer.yamux import yamux
+
+FRAME_WRITE_CAP_S = 30.0  # a frame that takes longer than this ends the connection
+CLOSE_CAP_S = 1.0  # for a stream's FIN or RST from a cancelled scope
+WINDOW_BYTES_MAX = 1 << 20  # credit one stream may have; libp2p lets it grow to 16 MiB
+OVERRUN_BYTES_MAX = 1 << 20  # data beyond its credit after which a peer is cut
+
+SIGNATURES = {
+    "libp2p.stream_muxer.yamux.yamux:Yamux._write_frame": "self,data",
+    "libp2p.stream_muxer.yamux.yamux:Yamux._cleanup_on_error": "self",
+    "libp2p.stream_muxer.yamux.yamux:YamuxStream.__init__": "self,stream_id,conn,is_initiator",
+    "libp2p.stream_muxer.yamux.yamux:YamuxStream.close": "self",
+    "libp2p.stream_muxer.yamux.yamux:YamuxStream.reset": "self",
+    "libp2p.stream_muxer.yamux.yamux:YamuxStream._auto_tune_and_send_window_update": (
+        "self,bytes_read"
+    ),
+    "libp2p.stream_muxer.yamux.yamux:MAX_WINDOW_SIZE": "16777216",
+    "libp2p.stream_muxer.yamux.yamux:HEADER_SIZE": "12",
+    "libp2p.stream_muxer.yamux.yamux:YAMUX_HEADER_FORMAT": "'!BBHII'",
+}
+
+
+class CreditOverrun(OSError):
+    """A peer sent far more than its window: an OSError ends the connection in Yamux's own loop."""
+
+
+def write_whole_frames() -> None:
+    """
+    Never leave half a frame on the wire.
+
+    A write that was cancelled or timed out tore a Noise message in two, and the peer dropped the
+    whole connection ("Failed authentication of message").
+    """
+    original = yamux.Yamux._write_frame
+
+    @functools.wraps(original)
+    async def write_frame(self: Any, data: bytes) -> None:
+        _, kind, _, stream_id, _ = struct.unpack(
+            yamux.YAMUX_HEADER_FORMAT, data[: yamux.HEADER_SIZE]
+        )
+        if (
+            kind == yamux.TYPE_GO_AWAY
+        ):  # the connection ends anyway: a stalled peer must not hold us
+            await original(self, data)
+            return
+        try:
+            await self._write_lock.acquire()
+        except trio.Cancelled:  # nothing is written yet
+            if kind == yamux.TYPE_DATA and stream_id in self.streams:
+                self.streams[stream_id].send_window += len(data) - yamux.HEADER_SIZE
+            raise
+        try:
+            with trio.CancelScope(
+                shield=True, deadline=trio.current_time() + FRAME_WRITE_CAP_S
+            ) as scope:
+                await self.secured_conn.write(data)
+        finally:
+            self._write_lock.release()
+        if scope.cancelled_caught:
+            await _cut(self)
+            raise ConnectionClosedError("connection closed: a frame was not taken in time")
+        # The frame is out: to raise Cancelled now would make the caller believe otherwise.
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+    yamux.Yamux._write_frame = write_frame
+
+
+def read_without_loss() -> None:
+    """
+    Finish the window update of a read that has its data already.
+
+    `read` takes bytes out of the buffer and then sends a window update; cancelled there, the bytes
+    were lost and the stream went on with a hole in it.
+    """
+    original = yamux.YamuxStream._auto_tune_and_send_window_update
+
+    @functools.wraps(original)
+    async def send_update(self: Any, *, bytes_read: int = 0) -> None:
+        with trio.CancelScope(shield=True):  # bounded by the cap on each frame
+            await original(self, bytes_read=bytes_read)
+
+    yamux.YamuxStream._auto_tune_and_send_window_update = send_update
+
+
+def close_although_cancelled() -> None:
+    """
+    Send FIN and RST from a cancelled scope too, as trio promises of every `aclose`.
+
+    Else the peer keeps the stream, and one of the 256 places for streams of ours is lost.
+    """
+    for name in ("close", "reset"):
+        setattr(yamux.YamuxStream, name, _within_cap(getattr(yamux.YamuxStream, name)))
+
+
+def enforce_windows() -> None:
+    """
+    Hold peers to their credit: cut one that sends a MiB more than it was given, and give less.
+
+    Yamux logged a warning, set the window to zero and took everything: 64 MiB a stream and more.
+    """
+    yamux.MAX_WINDOW_SIZE = WINDOW_BYTES_MAX
+
+    def get(self: Any) -> int:
+        return int(self.__dict__.get("_recv_window", 0))
+
+    def put(self: Any, value: int) -> None:
+        if value >= 0:
+            # Yamux writes 0 after each overrun; only credit that we give may clear the debt.
+            if value > 0:
+                self.__dict__["_overrun"] = 0
+            self.__dict__["_recv_window"] = value
+            return
+        overrun = self.__dict__.get("_overrun", 0) - value
+        self.__dict__["_overrun"] = overrun
+        self.__dict__["_recv_window"] = value
+        if overrun > OVERRUN_BYTES_MAX:
+            raise CreditOverrun(f"stream {self.stream_id}: {overrun} bytes beyond the window")
+
+    yamux.YamuxStream.recv_window = property(get, put)
+
+
+def _within_cap(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    @functools.wraps(original)
+    async def end(self: Any) -> None:
+        with trio.move_on_after(CLOSE_CAP_S) as scope:
+            scope.shield = True
+            await original(self)
+
+    return end
+
+
+async def _cut(conn: Any) -> None:
+    """Close a connection whose outgoing bytes are torn, whatever state it is in."""
+    with trio.move_on_after(CLOSE_CAP_S) as scope:
+        scope.shield = True
+        await conn._cleanup_on_error()
+
+
+PATCHES = (write_whole_frames, read_without_loss, close_although_cancelled, enforce_windows)
