@@ -182,10 +182,17 @@ class Driver:
         self._facts.append((task_id, fact, payload))
         self._wake.set()
 
-    def claim(self, claimer: Claimer, outlet: Outlet) -> None:
-        """A worker asks for work, or changes what it asked for."""
+    def welcome(self, claimer: Claimer, outlet: Outlet) -> None:
+        """A worker's stream is there: answers to it go to `outlet` from now on."""
+        claimer.in_flight = sum(
+            isinstance(entry.state, machine.Leased) and entry.state.worker == claimer.worker
+            for entry in self.tasks.values()
+        )
         self.dispatch.claimers[claimer.worker] = claimer
         self._outlets[claimer.worker] = outlet
+
+    def claims_changed(self) -> None:
+        """A worker asks for work, or changed what it asked for."""
         self._wake.set()
 
     def worker_lost(self, worker: str, outlet: Outlet) -> None:

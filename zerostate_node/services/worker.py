@@ -1,0 +1,457 @@
+"""
+The worker's end: dial owners, claim, run, sign, deliver.
+
+One `OwnerStream` per owner that is served; all share the node's slots. Runs do not hang on the
+stream they came by: a stream that breaks is dialled again, and the receipt waits in the journal
+until its owner has answered it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable
+
+import structlog
+import trio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from zerostate_node.errors import ConductError, Unavailable, WireError
+from zerostate_node.machines import claim as machine
+from zerostate_node.machines.admission import Policy
+from zerostate_node.ports.ledger import Journal, OwedReceipt
+from zerostate_node.ports.mesh import Link
+from zerostate_node.services.outbox import Outbox, receive, say_bye
+from zerostate_node.services.runner import Finished, Runner
+from zerostate_node.units import PeerId
+from zerostate_node.wire import codec, envelope, ids
+from zerostate_node.wire.messages import (
+    Ack,
+    Bye,
+    Cancel,
+    Claim,
+    Done,
+    Hello,
+    Lease,
+    LeaseBatch,
+    Leases,
+    Log,
+    Outcome,
+    Release,
+    Renew,
+    Renewed,
+    WorkMessage,
+)
+
+log = structlog.get_logger()
+
+HELLO_S = 10.0
+TICK_S = 0.25
+RUN_MS_SMOOTHING = 0.2  # weight of the newest run in the moving mean
+
+
+@dataclasses.dataclass(slots=True)
+class Held:
+    """A lease held here."""
+
+    owner: PeerId
+    lease: Lease
+    state: machine.State
+    scope: trio.CancelScope | None = None  # of the run, while it runs
+    stop_reason: str = ""
+    finished: Finished | None = None
+    log_seq: int = 0
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Task and fence: what this lease is known by."""
+        return self.lease.spec.task_id, self.lease.fence
+
+
+class OwnerStream:
+    """The live stream to one owner."""
+
+    def __init__(self, owner: PeerId) -> None:
+        self.owner = owner
+        self.outbox = Outbox()
+        self.received = 0
+        self.claimed = -1  # what the last claim said; -1 before the first
+        self.received_at_claim = 0
+
+    def worth_telling(self, credits: int) -> bool:
+        """Whether a new claim changes enough: a frame for each finished run would be noise."""
+        if self.claimed < 0:
+            return True
+        left = max(0, self.claimed - (self.received - self.received_at_claim))
+        return credits != left and (credits >= 2 * left or 2 * credits <= left)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerIdentity:
+    """Who this worker is on the wire."""
+
+    peer: PeerId
+    key: Ed25519PrivateKey
+    network: str
+    program: str
+    region: str
+    serves: tuple[str, ...]
+
+
+class Worker:
+    """Holds leases and runs them in the node's slots."""
+
+    def __init__(
+        self,
+        *,
+        me: WorkerIdentity,
+        slots: int,
+        runner: Runner,
+        journal: Journal,
+        policy: Callable[[], Policy],
+        behaved: Callable[[str, str], None],
+    ) -> None:
+        self.me = me
+        self.slots = slots
+        self._runner = runner
+        self._journal = journal
+        self._policy = policy
+        self._behaved = behaved
+        self.held: dict[tuple[str, int], Held] = {}
+        self.streams: dict[PeerId, OwnerStream] = {}
+        self._queue: deque[tuple[str, int]] = deque()
+        self._work = trio.Event()
+        self._finished: deque[Held] = deque()
+        self._journal_news = trio.Event()
+        self._closed = trio.Event()
+        self.running = 0
+        self.run_ms_mean = 20.0  # a guess that the first runs correct
+        self.draining = False
+        self.runs = 0
+
+    # -- the service -------------------------------------------------------------------------------
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Slots, journal and clock of this worker; streams are served by `serve_owner`."""
+        async with trio.open_nursery() as nursery:
+            for _ in range(self.slots):
+                nursery.start_soon(self._slot)
+            nursery.start_soon(self._keep_receipts)
+            nursery.start_soon(self._tick)
+            task_status.started()
+
+    async def serve_owner(self, link: Link) -> str:
+        """
+        Work for one owner over one stream until it ends.
+
+        Returns:
+            Why it ended: the code of the owner's bye, or of the error.
+        """
+        owner = link.peer
+        try:
+            await self._greet(link)
+        except (WireError, ConductError) as error:
+            await link.aclose()
+            return error.code
+        except (Unavailable, trio.TooSlowError) as error:
+            await link.aclose()
+            return getattr(error, "code", "timeout")
+        except _Goodbye as bye:
+            log.warning("owner says no", owner=owner, code=bye.code, reason=bye.reason)
+            await link.aclose()
+            return bye.code
+
+        stream = OwnerStream(owner)
+        old = self.streams.get(owner)
+        self.streams[owner] = stream
+        if old is not None:
+            old.outbox.overflown = True
+        log.info("serving owner", owner=owner, via_relay=link.limited)
+        code = "closed"
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._pump, stream, link, nursery.cancel_scope)
+                await self._resend(stream)
+                self._claim_all()
+                code = await self._read(stream, link)
+                nursery.cancel_scope.cancel()
+        finally:
+            if self.streams.get(owner) is stream:
+                del self.streams[owner]
+            self._claim_all()
+            log.info("owner stream ended", owner=owner, code=code)
+            with trio.CancelScope(shield=True), trio.move_on_after(2):
+                await link.aclose()
+        return code
+
+    async def drain(self, seconds: float) -> None:
+        """Stop claiming, hand back what has not started, let runs end and receipts be answered."""
+        self.draining = True
+        for held in list(self.held.values()):
+            self._step(held, machine.Draining())
+        self._claim_all()
+        with trio.move_on_after(seconds):
+            while self.held:
+                await self._closed.wait()
+        for stream in list(self.streams.values()):
+            stream.outbox.put(Bye(code="draining", reason="this worker is shutting down"))
+        await trio.sleep(0.05)
+
+    # -- streams -----------------------------------------------------------------------------------
+
+    async def _greet(self, link: Link) -> None:
+        hello = Hello(
+            network=self.me.network,
+            program=self.me.program,
+            region=self.me.region,
+            slots=self.slots,
+        )
+        with trio.fail_after(HELLO_S):
+            await link.send(codec.encode((hello,)))
+            answer = (await receive(link))[0]
+        if isinstance(answer, Bye):
+            raise _Goodbye(answer.code, answer.reason)
+        if not isinstance(answer, Hello) or answer.network != self.me.network:
+            raise ConductError("the owner did not answer hello", code="no_hello")
+
+    async def _pump(self, stream: OwnerStream, link: Link, scope: trio.CancelScope) -> None:
+        try:
+            await stream.outbox.pump(link)
+        except Unavailable:
+            scope.cancel()
+
+    async def _resend(self, stream: OwnerStream) -> None:
+        """What the journal still owes this owner goes first."""
+        for owed in await self._journal.owed(stream.owner):
+            stream.outbox.put(Done(receipt=owed.envelope, output=owed.output_inline))
+
+    async def _read(self, stream: OwnerStream, link: Link) -> str:
+        while True:
+            try:
+                acks: list[tuple[str, int, str, bytes]] = []
+                for message in await receive(link):
+                    if isinstance(message, Bye):
+                        log.info("owner says bye", owner=stream.owner, code=message.code)
+                        return message.code
+                    self._hear(stream, message, acks)
+                if acks:
+                    await self._journal.paid(acks)
+            except Unavailable as error:
+                return error.code
+            except (WireError, ConductError) as error:
+                weight = "bad_signature" if error.code == "bad_signature" else "malformed"
+                self._behaved(stream.owner, weight)
+                log.warning("owner broke the protocol", owner=stream.owner, why=str(error))
+                await say_bye(link, error.code, str(error))
+                return error.code
+
+    def _hear(
+        self,
+        stream: OwnerStream,
+        message: WorkMessage,
+        acks: list[tuple[str, int, str, bytes]],
+    ) -> None:
+        now_ms = _mono_ms()
+        match message:
+            case Leases(envelope=data):
+                self._take(stream, data)
+            case Renewed(task_id=task_id, fence=fence, ttl_ms=ttl_ms):
+                self._fact(task_id, fence, machine.RenewedBy(ttl_ms, now_ms))
+            case Cancel(task_id=task_id, fence=fence, reason=reason):
+                self._fact(task_id, fence, machine.CancelCame(reason))
+            case Ack(task_id=task_id, fence=fence, verdict=verdict, voucher=voucher):
+                if verdict != "settled":
+                    log.warning(
+                        "receipt not taken",
+                        task=task_id,
+                        fence=fence,
+                        verdict=verdict,
+                        reason=message.reason,
+                    )
+                acks.append((task_id, fence, verdict, voucher))
+                self._fact(task_id, fence, machine.AckCame(verdict))
+            case _:
+                raise ConductError(
+                    f"an owner does not send {type(message).__name__}", code="not_allowed"
+                )
+
+    def _take(self, stream: OwnerStream, data: bytes) -> None:
+        opened = envelope.unseal(
+            data,
+            LeaseBatch,
+            type="lease/1",
+            network=self.me.network,
+            now_ms=None,  # over this stream it is fresh; the lease itself says for how long
+            bytes_max=ids.WORK_FRAME_BYTES_MAX,
+        )
+        if opened.sender != stream.owner:
+            raise ConductError("leases signed by another peer", code="not_allowed")
+        now_ms = _mono_ms()
+        for lease in opened.value.leases:
+            stream.received += 1
+            key = (lease.spec.task_id, lease.fence)
+            if key in self.held:
+                continue
+            held = Held(stream.owner, lease, machine.taken(lease.ttl_ms, now_ms))
+            self.held[key] = held
+            if self.draining:
+                self._step(held, machine.Draining())
+                continue
+            self._queue.append(key)
+            log.debug("lease taken", task=key[0], fence=key[1], trace=lease.spec.trace)
+        self._work.set()
+        self._claim_all()
+
+    def _claim_all(self) -> None:
+        """Tell every owner how much more we take, where that changed enough to matter."""
+        wanted = machine.credits_wanted(
+            slots=self.slots,
+            held=len(self._queue) + self.running,
+            run_ms_mean=self.run_ms_mean,
+            draining=self.draining,
+        )
+        share = -(-wanted // max(1, len(self.streams)))
+        for stream in self.streams.values():
+            if not stream.worth_telling(share):
+                continue
+            stream.claimed = share
+            stream.received_at_claim = stream.received
+            stream.outbox.put(
+                Claim(
+                    credits=share,
+                    serves=self.me.serves if share else (),
+                    load=min(100, 100 * self.running // max(1, self.slots)),
+                    seen=stream.received,
+                )
+            )
+
+    # -- leases ------------------------------------------------------------------------------------
+
+    def _fact(self, task_id: str, fence: int, fact: machine.Fact) -> None:
+        held = self.held.get((task_id, fence))
+        if held is not None:
+            self._step(held, fact)
+
+    def _step(self, held: Held, fact: machine.Fact) -> None:
+        done = machine.step(held.state, fact)
+        held.state = done.state
+        for effect in done.effects:
+            self._perform(held, effect)
+        if isinstance(held.state, machine.Closed):
+            self.held.pop(held.key, None)
+            self._closed.set()
+            self._closed = trio.Event()
+
+    def _perform(self, held: Held, effect: machine.Effect) -> None:
+        task_id, fence = held.key
+        stream = self.streams.get(held.owner)
+        match effect:
+            case machine.StopRun(reason):
+                held.stop_reason = reason
+                if held.scope is not None:
+                    held.scope.cancel()
+            case machine.SignReceipt(outcome, detail):
+                if held.finished is None:
+                    held.finished = self._runner.without_run(
+                        held.lease, outcome, detail, owner=held.owner
+                    )
+                self._finished.append(held)
+                self._journal_news.set()
+            case machine.SendRenew() if stream is not None:
+                stream.outbox.put(Renew(task_id=task_id, fence=fence))
+            case machine.HandBack() if stream is not None:
+                stream.outbox.put(Release(task_id=task_id, fence=fence))
+            case machine.SendDone() if stream is not None and held.finished is not None:
+                done = held.finished
+                stream.outbox.put(Done(receipt=done.envelope, output=done.output_inline))
+
+    async def _slot(self) -> None:
+        while True:
+            while not self._queue:
+                self._work = trio.Event()
+                await self._work.wait()
+            held = self.held.get(self._queue.popleft())
+            if held is None:
+                continue
+            self._step(held, machine.SlotFree(_mono_ms()))
+            if isinstance(held.state, machine.Running):
+                await self._run_held(held)
+
+    async def _run_held(self, held: Held) -> None:
+        self.running += 1
+        started = trio.current_time()
+        try:
+            with trio.CancelScope() as held.scope:
+                held.finished = await self._runner.run(
+                    held.lease, held.owner, self._policy(), lambda text: self._log(held, text)
+                )
+            if held.finished is None:
+                held.finished = self._runner.without_run(
+                    held.lease, Outcome.CANCELLED, held.stop_reason, owner=held.owner
+                )
+        finally:
+            self.running -= 1
+        self.runs += 1
+        took_ms = 1000 * (trio.current_time() - started)
+        self.run_ms_mean += RUN_MS_SMOOTHING * (took_ms - self.run_ms_mean)
+        self._step(held, machine.RunEnded(held.finished.outcome))
+        self._claim_all()
+
+    def _log(self, held: Held, text: str) -> None:
+        stream = self.streams.get(held.owner)
+        if stream is not None:
+            task_id, fence = held.key
+            for start in range(0, len(text), 8192):
+                part = text[start : start + 8192]
+                stream.outbox.put(Log(task_id=task_id, fence=fence, seq=held.log_seq, text=part))
+                held.log_seq += 1
+
+    async def _keep_receipts(self) -> None:
+        """Journal finished receipts, many at a time, and send them once they are durable."""
+        while True:
+            while not self._finished:
+                self._journal_news = trio.Event()
+                await self._journal_news.wait()
+            batch = [self._finished.popleft() for _ in range(len(self._finished))]
+            try:
+                await self._journal.owe([_owed(held) for held in batch])
+            except Unavailable as error:
+                log.error("journal does not take receipts", why=str(error))
+                self._finished.extendleft(reversed(batch))
+                await trio.sleep(0.5)
+                continue
+            for held in batch:
+                self._step(held, machine.ReceiptKept())
+
+    async def _tick(self) -> None:
+        while True:
+            await trio.sleep(TICK_S)
+            now_ms = _mono_ms()
+            for held in list(self.held.values()):
+                self._step(held, machine.TimePassed(now_ms))
+
+
+class _Goodbye(Exception):
+    """The owner answered hello with bye."""
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(code)
+        self.code = code
+        self.reason = reason
+
+
+def _owed(held: Held) -> OwedReceipt:
+    done = held.finished
+    assert done is not None
+    return OwedReceipt(
+        task_id=held.lease.spec.task_id,
+        fence=held.lease.fence,
+        owner=held.owner,
+        envelope=done.envelope,
+        output_inline=done.output_inline,
+        finished_ms=done.finished_ms,
+    )
+
+
+def _mono_ms() -> int:
+    return int(trio.current_time() * 1000)
