@@ -127,7 +127,7 @@ def open_card(data: bytes, *, now_ms: int | None) -> Manifest:
     signatures = value.pop("signatures", None)
     value = without_defaults(value)
     refuse_empties(value)
-    card: AgentCard = _convert(value, AgentCard)
+    card: AgentCard = codec.convert(value, AgentCard)
     params = _params(card)
     peer = ids.peer_of_did(params.publisher)
     chosen = _signature_of(signatures, params.publisher)
@@ -196,15 +196,11 @@ def _what_runs(manifest: Manifest) -> tuple[Any, ...]:
     return (manifest.module, manifest.script, manifest.args, manifest.limits)
 
 
-def _convert(value: Any, kind: Any) -> Any:
-    return codec.convert(value, kind)
-
-
 def _params(card: AgentCard) -> WasmAgent:
     ours = [item for item in card.capabilities.extensions if item.uri == EXTENSION_URI]
     if len(ours) != 1 or not ours[0].required or ours[0].params is None:
         raise WireError(f"one required extension {EXTENSION_URI} is wanted", code="wrong_shape")
-    params: WasmAgent = _convert(ours[0].params, WasmAgent)
+    params: WasmAgent = codec.convert(ours[0].params, WasmAgent)
     if params.guest_abi != ids.GUEST_ABI:
         raise WireError(f"guest ABI {params.guest_abi!r} is not known here", code="unsupported")
     if (params.script_digest is None) != (params.script_bytes is None):
@@ -214,7 +210,7 @@ def _params(card: AgentCard) -> WasmAgent:
 
 def _signature_of(signatures: Any, publisher: str) -> CardSignature:
     """The publisher's own signature; those of others (a registry, a gateway) are not read."""
-    entries: tuple[CardSignature, ...] = _convert(signatures or [], tuple[CardSignature, ...])
+    entries: tuple[CardSignature, ...] = codec.convert(signatures or [], tuple[CardSignature, ...])
     if not 1 <= len(entries) <= SIGNATURES_MAX:
         raise WireError(f"1 to {SIGNATURES_MAX} signatures are wanted", code="wrong_shape")
     kid = f"{publisher}#{publisher.removeprefix('did:key:')}"

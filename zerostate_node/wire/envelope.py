@@ -46,7 +46,11 @@ class _Sealed(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Opened(msgspec.Struct, frozen=True, kw_only=True):
-    """A verified envelope: payload as a value, sender, and the bytes to pass on or store."""
+    """
+    A verified envelope: payload as a value, sender, and the bytes to pass on or store.
+
+    `raw` is canonical: whatever the framing it came in, equal envelopes have equal bytes.
+    """
 
     value: Any
     sender: PeerId
@@ -112,7 +116,7 @@ def unseal(
 
     Raises:
         WireError: with a code: too_large, malformed, wrong_shape, wrong_type, wrong_network,
-            expired, from_the_future, seen, bad_signature.
+            expired, from_the_future, seen, bad_peer_id, bad_key, bad_signature.
     """
     sealed = codec.decode(data, _Sealed, bytes_max=bytes_max)
     body: Body = codec.decode(sealed.body, Body, bytes_max=bytes_max)
@@ -142,7 +146,7 @@ def unseal(
         id=body.id,
         issued_ms=body.issued_ms,
         expires_ms=body.expires_ms,
-        raw=bytes(data),
+        raw=codec.encode(sealed),  # msgpack spells one thing in many ways: keep one of them
     )
 
 

@@ -37,10 +37,25 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
 _ULID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}\Z")
 _NETWORK = re.compile(r"[a-z0-9][a-z0-9-]{0,31}\Z")
 _AGENT_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}\Z")
+_PEER = re.compile(r"[1-9A-HJ-NP-Za-km-z]{52}\Z")  # the one length of an Ed25519 peer id
+_DID = re.compile(r"did:key:z[1-9A-HJ-NP-Za-km-z]{47}\Z")
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 _ED25519_PEER_PREFIX = bytes.fromhex("002408011220")  # identity multihash of protobuf{type=Ed25519}
 _ED25519_DID_PREFIX = b"\xed\x01"  # multicodec ed25519-pub
+
+# y coordinates of the eight points of small order (RFC 7748 section 7, libsodium's list). Under
+# such a key one signature fits every message, so what it "signed" proves nothing.
+_P = 2**255 - 19
+_SMALL_ORDER_Y = frozenset(
+    {
+        0,
+        1,
+        _P - 1,
+        2707385501144840649318225287225658788936804267575313519463743609750303402022,
+        55188659117513257062467267217118295137698188065244968500265048394206261417927,
+    }
+)
 
 
 def topic(network: str, kind: str, shard: int = 0) -> str:
@@ -90,6 +105,20 @@ def ulid(now_ms: int, entropy: bytes) -> TaskId:
     return TaskId("".join(_CROCKFORD[(number >> shift) & 31] for shift in range(125, -1, -5)))
 
 
+def check_public_key(public_key: bytes) -> None:
+    """
+    Refuse an Ed25519 key that is spelled in a second way, or under which signatures prove nothing.
+
+    Raises:
+        WireError: bad_key (not 32 bytes, not canonical, of small order). OpenSSL checks neither.
+    """
+    if len(public_key) != 32:
+        raise WireError("an Ed25519 public key has 32 bytes", code="bad_key")
+    y = int.from_bytes(public_key, "little") & ((1 << 255) - 1)
+    if y >= _P or y in _SMALL_ORDER_Y:
+        raise WireError("an Ed25519 key that proves nothing", code="bad_key")
+
+
 def peer_id_of(public_key: bytes) -> PeerId:
     """The libp2p peer id of a raw 32-byte Ed25519 public key."""
     if len(public_key) != 32:
@@ -102,14 +131,13 @@ def public_key_of(peer: str) -> bytes:
     The raw Ed25519 public key inside a libp2p peer id.
 
     Raises:
-        WireError: not an Ed25519 peer id in base58btc. Their fault.
+        WireError: bad_peer_id (not an Ed25519 peer id in base58btc), bad_key. Their fault.
     """
-    try:
-        raw = base58.b58decode(peer) if len(peer) <= 64 else b""
-    except ValueError:
-        raw = b""
+    # base58 itself forgives white space, which would give one key many names
+    raw = base58.b58decode(peer) if _PEER.match(peer) else b""
     if len(raw) != 38 or not raw.startswith(_ED25519_PEER_PREFIX):
         raise WireError(f"not an Ed25519 peer id: {peer[:64]!r}", code="bad_peer_id")
+    check_public_key(raw[6:])
     return raw[6:]
 
 
@@ -123,15 +151,12 @@ def peer_of_did(did: str) -> PeerId:
     The peer id of an Ed25519 did:key.
 
     Raises:
-        WireError: not an Ed25519 did:key. Their fault.
+        WireError: bad_did (not an Ed25519 did:key), bad_key. Their fault.
     """
-    bare = did.removeprefix("did:key:z")
-    try:
-        raw = base58.b58decode(bare) if bare != did and len(bare) <= 64 else b""
-    except ValueError:
-        raw = b""
+    raw = base58.b58decode(did.removeprefix("did:key:z")) if _DID.match(did) else b""
     if len(raw) != 34 or not raw.startswith(_ED25519_DID_PREFIX):
         raise WireError(f"not an Ed25519 did:key: {did[:80]!r}", code="bad_did")
+    check_public_key(raw[2:])
     return peer_id_of(raw[2:])
 
 
