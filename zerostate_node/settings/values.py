@@ -119,6 +119,16 @@ def _duration_s(value: Any, plain: float) -> float:
     return _number(match[1]) * unit
 
 
+def parse_size(text: str) -> int:
+    """Bytes of `64MiB`, `1.5GB` or a plain number. Raises ValueError."""
+    return _size(text)
+
+
+def parse_duration_s(text: str) -> float:
+    """Seconds of `250ms`, `15s`, `10m`, `12h`, `7d` or a plain number. Raises ValueError."""
+    return _duration_s(text, 1.0)
+
+
 def _switch(value: Any) -> bool:
     if isinstance(value, bool):
         return value

@@ -1,0 +1,131 @@
+"""
+Text for people: consoles, tables, sizes, ages.
+
+Names, descriptions, error texts and addresses come from strangers. Everything of theirs goes
+through `safe`, which escapes control and bidirectional characters and is no markup.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import click
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from zerostate_node.log import escape
+from zerostate_node.units import DAY_MS, GIB, HOUR_MS, KIB, MIB, MINUTE_MS, SECOND_MS
+
+CELL_CHARACTERS_MAX = 400
+
+OUTCOME_STYLES = {
+    "completed": "green",
+    "cancelled": "yellow",
+    "timed_out": "yellow",
+    "lost": "magenta",
+}
+
+
+def out() -> Console:
+    """The console of standard output."""
+    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=False)
+
+
+def err() -> Console:
+    """The console of standard error: progress and remarks, never results."""
+    return Console(file=sys.stderr, highlight=False, markup=False, emoji=False, soft_wrap=False)
+
+
+def safe(value: Any, style: str = "", *, limit: int = CELL_CHARACTERS_MAX) -> Text:
+    """A stranger's text, fit for a terminal."""
+    text = escape(str(value)[: limit + 1])
+    return Text(text if len(text) <= limit else text[: limit - 1] + "…", style=style)
+
+
+def emit_json(value: Any) -> None:
+    """One JSON document on standard output; indented on a terminal, one line when piped."""
+    indent = 2 if sys.stdout.isatty() else None
+    click.echo(json.dumps(value, indent=indent, ensure_ascii=True, sort_keys=False))
+
+
+def table(*columns: tuple[str, Mapping[str, Any]], title: str = "") -> Table:
+    """An empty table; a column is (heading, rich's column options)."""
+    made = Table(
+        box=SIMPLE_HEAD,
+        title=title or None,
+        title_justify="left",
+        title_style="bold",
+        pad_edge=False,
+        header_style="bold cyan",
+        show_edge=False,
+    )
+    for heading, options in columns:
+        made.add_column(heading, **options)
+    return made
+
+
+def narrow(columns: int = 90) -> bool:
+    """Whether the terminal has no room for wide tables."""
+    return out().width < columns
+
+
+def size(value: int | None) -> str:
+    """Bytes, for people."""
+    if value is None:
+        return "-"
+    for unit, name in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
+        if abs(value) >= unit:
+            return f"{value / unit:.3g} {name}"
+    return f"{value} B"
+
+
+def duration(ms: float) -> str:
+    """Milliseconds, for people."""
+    for unit, name in ((DAY_MS, "d"), (HOUR_MS, "h"), (MINUTE_MS, "m"), (SECOND_MS, "s")):
+        if ms >= unit:
+            return f"{ms / unit:.3g} {name}"
+    return f"{ms:.3g} ms"
+
+
+def age(at_ms: int | None, now_ms: int | None = None) -> str:
+    """How long ago a wall-clock time was."""
+    if not at_ms:
+        return "-"
+    passed = (now_ms if now_ms is not None else time.time_ns() // 1_000_000) - at_ms
+    return (
+        "now" if -1000 < passed < 1000 else duration(abs(passed)) + (" ago" if passed > 0 else "")
+    )
+
+
+def count(value: int) -> str:
+    """A large number, grouped."""
+    return f"{value:,}".replace(",", " ")
+
+
+def peer_text(peer: str) -> str:
+    """A peer id short enough for a table; the first 8 characters of all of them are the same."""
+    return "…" + peer[-8:] if len(peer) > 12 else peer
+
+
+def outcome(word: str | None, phase: str = "") -> Text:
+    """How a task stands, coloured by what it means."""
+    if word:
+        return Text(escape(word), style=OUTCOME_STYLES.get(word, "red"))
+    return Text(escape(phase), style="cyan" if phase == "leased" else "dim")
+
+
+def facts(pairs: Iterable[tuple[str, Any]]) -> Table:
+    """Two columns: what, and how it is. Values that are empty are left out."""
+    made = Table.grid(padding=(0, 2))
+    made.add_column(style="dim", no_wrap=True)
+    made.add_column(overflow="fold")
+    for name, value in pairs:
+        if value not in (None, "", ()):
+            made.add_row(name, value if isinstance(value, Text) else safe(value))
+    return made
