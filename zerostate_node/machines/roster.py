@@ -29,10 +29,9 @@ class Alive:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Revoked:
-    """Its publisher took it back. Kept until the card expires, so that no older one returns."""
+    """Its publisher took it back. Final: no other card of this version counts again."""
 
     sequence: int
-    expires_ms: int
 
 
 Entry = Absent | Alive | Revoked
@@ -86,10 +85,8 @@ def step(entry: Entry, fact: Fact) -> Step[Entry, Effect]:
             known = entry.sequence if isinstance(entry, Alive) else 0
             if sequence < known:
                 return Step(entry)
-            return Step(Revoked(sequence, expires_ms), (Keep(), Withdraw()))
-        case Alive(_, expires_ms) | Revoked(_, expires_ms), TimePassed(now_ms) if (
-            now_ms >= expires_ms
-        ):
+            return Step(Revoked(sequence), (Keep(), Withdraw()))
+        case Alive(_, expires_ms), TimePassed(now_ms) if now_ms >= expires_ms:
             return Step(Absent(), (Drop(),))
         case _:
             return Step(entry)
