@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 JSON_BYTES_MAX = 64 * MIB
 CHUNK_BYTES = 256 * KIB
+_KEY = re.compile(r"[A-Za-z0-9_-]{43,512}\Z")
 RETRIES_MAX = 3
 RETRY_WAIT_S_MAX = 5.0
 
@@ -240,6 +242,37 @@ def _retry_after(response: httpx.Response) -> float:
         return 1.0
 
 
+def _key(path: Path) -> str:
+    from zerostate_node.ledger.datadir import read_operator_key
+
+    if path.is_dir():
+        path = path / home.OPERATOR_FILE
+    if path.name == home.OPERATOR_FILE:
+        return read_operator_key(path.parent)
+    return read_key_file(path)
+
+
+def read_key_file(path: Path) -> str:
+    """An operator key kept elsewhere. Raises ConfigError."""
+    try:
+        mode = path.stat().st_mode
+        with path.open("rb") as file:
+            text = file.read(4096).decode("ascii", "replace").strip()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the key file {path}: {error.strerror}", code="no_key"
+        ) from error
+    if mode & 0o077:
+        raise ConfigError(
+            f"{path} is open to others (mode {mode & 0o777:04o})",
+            code="loose_key",
+            hint=f"chmod 600 {path}",
+        )
+    if not _KEY.match(text):
+        raise ConfigError(f"{path} holds no operator key", code="bad_key")
+    return text
+
+
 def connect(place: Place) -> Client:
     """
     The node that a command line means.
@@ -255,7 +288,7 @@ def connect(place: Place) -> Client:
             key_path = data_dir / home.OPERATOR_FILE
         return Client(
             place.url,
-            home.load_operator_key(key_path),
+            _key(key_path),
             timeout_s=place.timeout_s,
             where=str(key_path),
         )
@@ -278,7 +311,7 @@ def connect(place: Place) -> Client:
     key_path = Path(place.key_file) if place.key_file else data_dir / home.OPERATOR_FILE
     return Client(
         running.http_url,
-        home.load_operator_key(key_path),
+        _key(key_path),
         timeout_s=place.timeout_s,
         where=str(data_dir / home.NODE_FILE),
     )

@@ -97,7 +97,7 @@ def write_result(source: Any, output: Path | None, *, raw: bool) -> None:
             for line in self.decoder.decode(bytes(data)).splitlines(keepends=True):
                 bare = line.rstrip("\r\n")
                 ended = "\n" if line[len(bare) :] else ""
-                sys.stdout.write(escape(bare).replace("\\t", "\t") + ended)
+                sys.stdout.write("\t".join(map(escape, bare.split("\t"))) + ended)
                 self.last = ended
             return len(data)
 

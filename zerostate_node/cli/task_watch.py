@@ -14,6 +14,8 @@ from zerostate_node.cli import render
 from zerostate_node.cli.client import Client
 from zerostate_node.cli.events import Heard, follow
 from zerostate_node.cli.problems import WaitedTooLong
+from rich.text import Text
+
 from zerostate_node.errors import TaskFailed
 from zerostate_node.log import escape
 
@@ -86,7 +88,7 @@ class _Teller:
             return
         if self.lines:
             passed = f"{time.monotonic() - self.started_s:7.2f}s  "
-            self.console.print(render.Text(passed, style="dim").append(escape(text), style=""))
+            self.console.print(Text(passed, style="dim").append(escape(text), style=""))
         elif self.status is not None:
             self.status.update(render.safe(text))
 
@@ -99,7 +101,7 @@ class _Teller:
         if heard.kind == "task.log":
             if self.lines or self.status is not None:
                 for line in str(heard.body.get("text", "")).splitlines():
-                    self.console.print(render.Text("log  ", style="dim").append(escape(line)))
+                    self.console.print(Text("log  ", style="dim").append(escape(line)))
             return
         self.say(sentence(heard))
 

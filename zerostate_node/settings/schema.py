@@ -390,4 +390,4 @@ class Settings:
         """The SQLite file of the ledger."""
         if self.ledger.url:
             return self.node.data_dir / self.ledger.url.removeprefix("sqlite:///")
-        return self.node.data_dir / "ledger.db"
+        return self.node.data_dir / "ledger.sqlite"
