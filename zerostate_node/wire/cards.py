@@ -73,7 +73,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     capabilities: tuple[str, ...]  # skill ids and tags, as `capability_of` spells them, sorted
     sequence: int
     issued_ms: int
-    expires_ms: int  # means nothing when revoked: a revocation does not lapse
+    expires_ms: int
     status: str  # active | deprecated | revoked
     reason: str
     sources: tuple[str, ...]  # https URLs that may serve the module; check the digest
@@ -134,7 +134,7 @@ def open_card(data: bytes, *, now_ms: int | None) -> Manifest:
     if params.expires_ms < params.issued_ms:
         raise WireError("expires before it was issued", code="expired")
     if now_ms is not None:
-        if params.status != "revoked" and params.expires_ms < now_ms:
+        if params.expires_ms < now_ms:
             raise WireError(f"expired {now_ms - params.expires_ms} ms ago", code="expired")
         if params.issued_ms > now_ms + CLOCK_SKEW_MS_MAX:
             raise WireError(

@@ -167,10 +167,13 @@ def reissue_card(
     """
     The next issue of a card, unsigned: the same code for longer, deprecated, or revoked.
 
+    It lives at least as long as the card it follows, so that a revocation is never forgotten
+    while something it revoked is still good.
+
     Args:
         card: `Manifest.raw` of the issue that it follows.
         sequence: larger than that of `card`.
-        status: active, deprecated, or revoked (final; never expires).
+        status: active, deprecated, or revoked (final).
         reason: why, for people; at most 512 characters.
 
     Raises:
@@ -189,7 +192,7 @@ def reissue_card(
             params |= {
                 "sequence": sequence,
                 "issuedMs": now_ms,
-                "expiresMs": now_ms + ttl_ms,
+                "expiresMs": max(now_ms + ttl_ms, params["expiresMs"]),
                 "status": status,
             } | ({"reason": reason} if reason else {})
     return value

@@ -19,6 +19,13 @@ WORK = "/zerostate/work/1"
 BLOB = "/zerostate/blob/1"
 SYNC = "/zerostate/sync/1"
 
+ENVELOPE = "envelope/1"
+MANIFEST = "manifest/1"
+NODE = "node/1"  # types of envelope, from here
+ANNOUNCEMENT = "announcement/1"
+LEASE = "lease/1"
+RECEIPT = "receipt/1"
+
 ENVELOPE_DOMAIN = b"zerostate/envelope/1\x00"
 GUEST_ABI = "guest/1"
 
@@ -31,7 +38,24 @@ WORK_FRAME_BYTES_MAX = 4 * MIB  # 64 receipts with their inline outputs
 SYNC_FRAME_BYTES_MAX = 512 * KIB
 BLOB_CHUNK_BYTES_MAX = 1 * MIB
 BLOB_FRAME_BYTES_MAX = BLOB_CHUNK_BYTES_MAX + 4 * KIB
+LEASE_BYTES_MAX = WORK_FRAME_BYTES_MAX - KIB  # a signed batch, within its frame
+RECEIPT_BYTES_MAX = 16 * KIB
+VOUCHER_BYTES_MAX = 1 * KIB
 INLINE_BYTES_MAX = 32 * KIB  # input or output that travels in the message; larger ones go by digest
+
+# Every contract that crosses a process boundary, and its size limit in bytes (0: its own rules).
+REGISTER = {
+    ENVELOPE: ENVELOPE_BYTES_MAX,
+    MANIFEST: MANIFEST_BYTES_MAX,
+    NODE: NODE_ADVERT_BYTES_MAX,
+    ANNOUNCEMENT: ANNOUNCEMENT_BYTES_MAX,
+    LEASE: LEASE_BYTES_MAX,
+    RECEIPT: RECEIPT_BYTES_MAX,
+    WORK: WORK_FRAME_BYTES_MAX,
+    BLOB: BLOB_FRAME_BYTES_MAX,
+    SYNC: SYNC_FRAME_BYTES_MAX,
+    GUEST_ABI: 0,
+}
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
 _ULID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}\Z")

@@ -232,7 +232,7 @@ class LeaseBatch(_Message, frozen=True, kw_only=True):
 class Leases(_Message, frozen=True, kw_only=True, tag="leases"):
     """Owner to worker: a signed batch of leases."""
 
-    envelope: Annotated[bytes, Meta(max_length=ids.WORK_FRAME_BYTES_MAX - 1024)]
+    envelope: Annotated[bytes, Meta(max_length=ids.LEASE_BYTES_MAX)]
 
 
 class Renew(_Message, frozen=True, kw_only=True, tag="renew"):
@@ -263,7 +263,7 @@ class Log(_Message, frozen=True, kw_only=True, tag="log"):
 class Done(_Message, frozen=True, kw_only=True, tag="done"):
     """Worker: the signed receipt (`receipt/1` envelope), the output inline when it is small."""
 
-    receipt: Annotated[bytes, Meta(max_length=16 * 1024)]
+    receipt: Annotated[bytes, Meta(max_length=ids.RECEIPT_BYTES_MAX)]
     output: Inline | None = None
 
 
@@ -278,7 +278,7 @@ class Ack(_Message, frozen=True, kw_only=True, tag="ack"):
     fence: FenceNumber
     verdict: Annotated[str, Meta(pattern=r"^(settled|stale|rejected)$(?!\n)", max_length=16)]
     reason: Text512 = ""
-    voucher: Annotated[bytes, Meta(max_length=1024)] = b""
+    voucher: Annotated[bytes, Meta(max_length=ids.VOUCHER_BYTES_MAX)] = b""
 
 
 class Cancel(_Message, frozen=True, kw_only=True, tag="cancel"):
