@@ -1,1 +1,4 @@
-"""Bytes by content address behind the `Blobs` port."""
+"""
+Bytes by content address: a folder of them, and how peers hand them to each other. Nothing is
+believed before its digest was checked.
+"""
