@@ -14,7 +14,7 @@ import libp2p.pubsub.rpc_queue as rpc_queue
 import structlog
 from libp2p.custom_types import TProtocol
 from libp2p.exceptions import ParseError
-from libp2p.io.exceptions import IOException, MessageTooLarge
+from libp2p.io.exceptions import IOException
 from libp2p.network.connection.exceptions import RawConnError
 from libp2p.peer.id import ID
 from libp2p.pubsub.gossipsub import GossipSub
@@ -39,6 +39,7 @@ SIGNATURES = {
     "libp2p.pubsub.pubsub:Pubsub.set_topic_validator": "self,topic,validator,is_async_validator",
     "libp2p.pubsub.gossipsub:GossipSub.handle_rpc": "self,rpc,sender_peer_id",
     "libp2p.pubsub.gossipsub:GossipSub.publish": "self,msg_forwarder,pubsub_msg",
+    "libp2p.pubsub.gossipsub:GossipSub.remove_peer": "self,peer_id",
 }
 
 OnFault = Callable[[str, str, BaseException], None]
@@ -193,7 +194,7 @@ def _wrap_reading(pubsub: Any, faults: Callable[[ID, BaseException], None]) -> N
     async def read_stream(stream: Any) -> None:
         try:
             await original(stream)
-        except (ParseError, MessageTooLarge) as error:
+        except ParseError as error:
             faults(stream.muxed_conn.peer_id, error)
             raise
         except (IOException, RawConnError):
@@ -218,6 +219,9 @@ def _wrap_pushing(
             return
         if busy[msg_forwarder] >= TASKS_PER_PEER_MAX:
             return
+        if len(msg.topicIDs) != 1:  # each further topic grows the router's tables, for good
+            faults(msg_forwarder, ParseError("a gossip message on several topics"))
+            return
         busy[msg_forwarder] += 1
         token = _forged.set(functools.partial(_tell, on_forged, str(msg_forwarder)))
         try:
@@ -236,7 +240,7 @@ def _wrap_pushing(
 def _wrap_router(pubsub: Any, faults: Callable[[ID, BaseException], None]) -> None:
     """Trim control messages: they grow tables by any topic, and PRUNE can make us dial anyone."""
     router = pubsub.router
-    handle_rpc, publish = router.handle_rpc, router.publish
+    handle_rpc, publish, remove_peer = router.handle_rpc, router.publish, router.remove_peer
 
     async def handle_trimmed(rpc: Any, sender_peer_id: ID) -> None:
         trim_control(rpc.control, pubsub.topic_ids)
@@ -250,8 +254,14 @@ def _wrap_router(pubsub: Any, faults: Callable[[ID, BaseException], None]) -> No
         # One float a message for an "adaptive" mode that is off, and never forgotten.
         router.recent_message_deliveries.clear()
 
-    if hasattr(router, "recent_message_deliveries"):
-        router.publish = publish_and_forget
+    def remove_and_forget(peer_id: ID) -> None:
+        remove_peer(peer_id)
+        now_s = time.time()
+        for topic, until in router.back_off.items():  # else an entry for each peer there ever was
+            router.back_off[topic] = {peer: at for peer, at in until.items() if at > now_s}
+
+    router.publish = publish_and_forget
+    router.remove_peer = remove_and_forget
     router.handle_rpc = handle_trimmed
 
 

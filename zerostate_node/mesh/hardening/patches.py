@@ -14,7 +14,7 @@ from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
 from libp2p.security.noise.transport import Transport as NoiseTransport
 
 from zerostate_node.errors import ConfigError
-from zerostate_node.mesh.hardening import gossip, inbound, quiet, reads, streams
+from zerostate_node.mesh.hardening import gossip, inbound, quiet, reads, sockets, streams
 
 LIBP2P_VERSION = "0.8.1"
 
@@ -24,6 +24,7 @@ SIGNATURES: dict[str, str] = {
     **inbound.SIGNATURES,
     **reads.SIGNATURES,
     **gossip.SIGNATURES,
+    **sockets.SIGNATURES,
 }
 
 PATCHES: tuple[Callable[[], None], ...] = (
@@ -31,6 +32,7 @@ PATCHES: tuple[Callable[[], None], ...] = (
     *inbound.PATCHES,
     *reads.PATCHES,
     *gossip.PATCHES,
+    *sockets.PATCHES,
 )
 
 _installed = False

@@ -1,11 +1,13 @@
-"""Reads whose length a peer chooses: bounded before the first byte of the body is taken."""
+"""What peers tell us about themselves: bounded before it is read, and never in place of our key."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import libp2p.host.basic_host as basic_host
 import libp2p.identity.identify_push.identify_push as identify_push
+import libp2p.peer.peerstore as peerstore
 import libp2p.protocol_muxer.multiselect_communicator as communicator
 import libp2p.utils.varint as varint
 from libp2p.exceptions import ParseError
@@ -16,6 +18,7 @@ IDENTIFY_BYTES_MAX = 32 * 1024  # go and js: 8 KiB; a peer with many protocols h
 SIGNATURES = {
     "libp2p.utils.varint:read_varint_prefixed_bytes_limited": "reader,max_length",
     "libp2p.protocol_muxer.multiselect_communicator:read_delim": "reader",
+    "libp2p.peer.peerstore:PeerStore._enforce_peer_limit": "self",
     "libp2p.host.basic_host:read_length_prefixed_protobuf": "stream,use_varint_format,max_length",
     "libp2p.identity.identify_push.identify_push:read_length_prefixed_protobuf": (
         "stream,use_varint_format,max_length"
@@ -70,4 +73,22 @@ def bound_identify() -> None:
     identify_push.read_length_prefixed_protobuf = read_message
 
 
-PATCHES = (bound_negotiation, bound_identify)
+def keep_own_key() -> None:
+    """
+    Never evict ourselves from the peer store.
+
+    Above a thousand peers it forgets those without addresses first. That is the entry with our own
+    private key: a thousand connections with fresh identities, and the host cannot sign any more.
+    """
+    original = peerstore.PeerStore._enforce_peer_limit
+
+    @functools.wraps(original)
+    def enforce(self: Any) -> None:
+        own = {peer: data for peer, data in self.peer_data_map.items() if data.privkey is not None}
+        original(self)
+        self.peer_data_map.update(own)
+
+    peerstore.PeerStore._enforce_peer_limit = enforce
+
+
+PATCHES = (bound_negotiation, bound_identify, keep_own_key)

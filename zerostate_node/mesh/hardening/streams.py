@@ -7,16 +7,19 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+import libp2p
 import trio
+from libp2p.custom_types import TProtocol
 from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.stream_muxer.yamux import yamux
 
 FRAME_WRITE_CAP_S = 30.0  # a frame that takes longer than this ends the connection
 CLOSE_CAP_S = 1.0  # for a stream's FIN or RST from a cancelled scope
 WINDOW_BYTES_MAX = 1 << 20  # credit one stream may have; libp2p lets it grow to 16 MiB
-OVERRUN_BYTES_MAX = 1 << 20  # data beyond its credit after which a peer is cut
+OVERRUN_BYTES_MAX = 256 << 10  # unread data beyond a stream's window after which a peer is cut
 
 SIGNATURES = {
+    "libp2p:create_yamux_muxer_option": "",
     "libp2p.stream_muxer.yamux.yamux:Yamux._write_frame": "self,data",
     "libp2p.stream_muxer.yamux.yamux:Yamux._cleanup_on_error": "self",
     "libp2p.stream_muxer.yamux.yamux:YamuxStream.__init__": "self,stream_id,conn,is_initiator",
@@ -31,8 +34,8 @@ SIGNATURES = {
 }
 
 
-class CreditOverrun(OSError):
-    """A peer sent far more than its window: an OSError ends the connection in Yamux's own loop."""
+class CreditOverrun(trio.TooSlowError):
+    """A peer sent more than its window; of this kind, for Yamux's loop then ends the connection."""
 
 
 def write_whole_frames() -> None:
@@ -105,27 +108,26 @@ def close_although_cancelled() -> None:
 
 def enforce_windows() -> None:
     """
-    Hold peers to their credit: cut one that sends a MiB more than it was given, and give less.
+    Hold peers to their credit: cut one that goes on sending without any, and give less of it.
 
     Yamux logged a warning, set the window to zero and took everything: 64 MiB a stream and more.
     """
     yamux.MAX_WINDOW_SIZE = WINDOW_BYTES_MAX
 
     def get(self: Any) -> int:
-        return int(self.__dict__.get("_recv_window", 0))
+        return int(self.__dict__["_recv_window"])
 
     def put(self: Any, value: int) -> None:
-        if value >= 0:
-            # Yamux writes 0 after each overrun; only credit that we give may clear the debt.
-            if value > 0:
-                self.__dict__["_overrun"] = 0
-            self.__dict__["_recv_window"] = value
-            return
-        overrun = self.__dict__.get("_overrun", 0) - value
-        self.__dict__["_overrun"] = overrun
         self.__dict__["_recv_window"] = value
-        if overrun > OVERRUN_BYTES_MAX:
-            raise CreditOverrun(f"stream {self.stream_id}: {overrun} bytes beyond the window")
+        if value >= 0:
+            return
+        # Yamux now says "0" to us, and a read may give new credit: what tells a flood from a peer
+        # that is a frame ahead is how much lies here unread.
+        unread = len(self.conn.stream_buffers.get(self.stream_id, b""))
+        if unread > self.target_recv_window + OVERRUN_BYTES_MAX:
+            raise CreditOverrun(
+                f"stream {self.stream_id}: {unread} bytes unread, {-value} too many"
+            )
 
     yamux.YamuxStream.recv_window = property(get, put)
 
@@ -147,4 +149,15 @@ async def _cut(conn: Any) -> None:
         await conn._cleanup_on_error()
 
 
-PATCHES = (write_whole_frames, read_without_loss, close_although_cancelled, enforce_windows)
+def yamux_only() -> None:
+    """Offer no mplex: it has no flow control, and none of the above is for it."""
+    libp2p.create_yamux_muxer_option = lambda: {TProtocol(yamux.PROTOCOL_ID): yamux.Yamux}
+
+
+PATCHES = (
+    write_whole_frames,
+    read_without_loss,
+    close_although_cancelled,
+    enforce_windows,
+    yamux_only,
+)
