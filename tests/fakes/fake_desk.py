@@ -40,7 +40,9 @@ INPUT_BYTES_MAX = 512 * 1024
 class FakeDesk:
     """Implements `ports.desk.Desk`."""
 
-    def __init__(self, folder: Path, *, now_ms: Callable[[], int] = lambda: 1_700_000_000_000):
+    def __init__(
+        self, folder: Path, *, now_ms: Callable[[], int] = lambda: 1_700_000_000_000
+    ) -> None:
         self.folder = folder
         self.now_ms = now_ms
         self.tasks_by_id: dict[str, TaskView] = {}
