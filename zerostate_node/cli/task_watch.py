@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import click
+from rich.text import Text
 
 from zerostate_node.cli import render
 from zerostate_node.cli.client import Client
 from zerostate_node.cli.events import Heard, follow
 from zerostate_node.cli.problems import WaitedTooLong
-from rich.text import Text
-
 from zerostate_node.errors import TaskFailed
 from zerostate_node.log import escape
 
