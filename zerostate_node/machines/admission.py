@@ -18,7 +18,7 @@ class Policy:
     module_bytes_max: int
     publishers: frozenset[str]  # DIDs; "*" allows every one
     price_floor_ucr: int
-    revoked: frozenset[str] = frozenset()  # module digests that no node should run
+    revoked: frozenset[str] = frozenset()  # "<agent id>@<version>" taken back by publishers
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -35,8 +35,8 @@ def judge(lease: Lease, policy: Policy) -> Refusal | None:
     publisher, _ = split_agent_id(spec.agent_id)
     if "*" not in policy.publishers and publisher not in policy.publishers:
         return Refusal("publisher_not_allowed", f"publisher {publisher} is not allowed here")
-    if spec.module.digest in policy.revoked:
-        return Refusal("revoked", f"module {spec.module.digest} was revoked by its publisher")
+    if f"{spec.agent_id}@{spec.agent_version}" in policy.revoked:
+        return Refusal("revoked", f"version {spec.agent_version} was revoked by its publisher")
     if spec.module.size_bytes > policy.module_bytes_max:
         return Refusal(
             "module_too_large",

@@ -24,14 +24,16 @@ class Alive:
     """The newest card heard: its publisher's sequence number and when it stops being true."""
 
     sequence: int
+    key: bytes  # breaks ties between two cards of one sequence, so that all nodes agree
     expires_ms: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Revoked:
-    """Its publisher took it back. Final: no other card of this version counts again."""
+    """Its publisher took it back. Final: only a later revocation takes its place."""
 
     sequence: int
+    key: bytes
 
 
 Entry = Absent | Alive | Revoked
@@ -42,6 +44,7 @@ class CardHeard:
     """A card whose signature is good."""
 
     sequence: int
+    key: bytes
     expires_ms: int
     revoked: bool
 
@@ -77,16 +80,20 @@ Effect = Keep | Withdraw | Drop
 def step(entry: Entry, fact: Fact) -> Step[Entry, Effect]:
     """What is believed of one agent version after hearing something."""
     match entry, fact:
-        case Absent(), CardHeard(sequence, expires_ms, False):
-            return Step(Alive(sequence, expires_ms), (Keep(),))
-        case Alive(known, _), CardHeard(sequence, expires_ms, False) if sequence > known:
-            return Step(Alive(sequence, expires_ms), (Keep(),))
-        case ((Absent() | Alive()), CardHeard(sequence, expires_ms, True)):
-            known = entry.sequence if isinstance(entry, Alive) else 0
-            if sequence < known:
+        case Absent() | Alive(), CardHeard(sequence, key, _, True):
+            return Step(Revoked(sequence, key), (Keep(), Withdraw()))
+        case Revoked(), CardHeard(sequence, key, _, True):
+            if (sequence, key) <= (entry.sequence, entry.key):
                 return Step(entry)
-            return Step(Revoked(sequence), (Keep(), Withdraw()))
-        case Alive(_, expires_ms), TimePassed(now_ms) if now_ms >= expires_ms:
+            return Step(Revoked(sequence, key), (Keep(),))
+        case Absent(), CardHeard(sequence, key, expires_ms, False):
+            return Step(Alive(sequence, key, expires_ms), (Keep(),))
+        case Alive(), CardHeard(sequence, key, expires_ms, False) if (sequence, key) > (
+            entry.sequence,
+            entry.key,
+        ):
+            return Step(Alive(sequence, key, expires_ms), (Keep(),))
+        case Alive(expires_ms=expires_ms), TimePassed(now_ms) if now_ms >= expires_ms:
             return Step(Absent(), (Drop(),))
         case _:
             return Step(entry)

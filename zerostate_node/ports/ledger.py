@@ -146,10 +146,12 @@ class PublishAgent:
     """
     Store a version of an agent. Result: True when new, False when the same bytes were there.
 
-    Refused: version_exists (other bytes under that version), stale_sequence, revoked.
+    Refused: version_exists (other bytes under that version, unless it is a renewal of the same
+    code), stale_sequence, revoked.
     """
 
     row: AgentRow
+    renewal: bool = False
 
 
 Write = OpenTask | LeaseTask | ReopenTask | SettleTask | CancelTask | PublishAgent

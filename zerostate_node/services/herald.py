@@ -111,10 +111,12 @@ class Herald:
             await self._publish_advert(advert)
             said, neighbours = advert, self._mesh.status().peers_connected
             pause_s = announce_interval_ms(len(self._roster.adverts)) / 1000
-            with trio.move_on_after(pause_s * random.uniform(0.8, 1.2)):
-                # A new neighbour or a new address is worth saying at once.
-                while self._advert() == said and self._mesh.status().peers_connected <= neighbours:
-                    await trio.sleep(CHANGE_POLL_S)
+            until = trio.current_time() + pause_s * random.uniform(0.8, 1.2)
+            # A new neighbour or a new address is worth saying at once.
+            while trio.current_time() < until:
+                if self._advert() != said or self._mesh.status().peers_connected > neighbours:
+                    break
+                await trio.sleep(CHANGE_POLL_S)
 
     async def _say_cards(self) -> None:
         me = ids.did_of(self._mesh.peer)

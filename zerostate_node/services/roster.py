@@ -17,7 +17,7 @@ from zerostate_node.ports.ledger import Journal
 from zerostate_node.services.hub import Hub
 from zerostate_node.units import PeerId
 from zerostate_node.wire import envelope, ids
-from zerostate_node.wire.cards import Manifest, capability_of, open_card
+from zerostate_node.wire.cards import Manifest, capability_of, open_card, supersedes
 from zerostate_node.wire.envelope import Opened
 from zerostate_node.wire.messages import NodeAdvert
 
@@ -44,7 +44,7 @@ class Roster:
         self._entries: dict[tuple[str, str], machine.Entry] = {}
         self._by_publisher: dict[str, int] = {}
         self.adverts: dict[PeerId, Opened] = {}
-        self.revoked_modules: frozenset[str] = frozenset()
+        self.revoked: frozenset[str] = frozenset()  # "<agent id>@<version>"
         self._unsaved: dict[str, dict[str, tuple[bytes, int]]] = {"manifests": {}, "nodes": {}}
         self._on_advert: list[Callable[[PeerId, NodeAdvert], None]] = []
 
@@ -66,23 +66,23 @@ class Roster:
         known = self.manifests.get(key)
         if known is None and not self._has_room(manifest.publisher):
             return False
+        if known is not None and not supersedes(known, manifest):
+            return False
         revoked = manifest.status == "revoked"
         done = machine.step(
             self._entries.get(key, machine.Absent()),
-            machine.CardHeard(manifest.sequence, manifest.expires_ms, revoked),
+            machine.CardHeard(manifest.sequence, manifest.key, manifest.expires_ms, revoked),
         )
         if not done.effects:
             return False
         if known is None:
             publisher = manifest.publisher
             self._by_publisher[publisher] = self._by_publisher.get(publisher, 0) + 1
-        elif not revoked and known.module != manifest.module:
-            raise WireError("a published version may not change what it runs", code="mutated")
         self._entries[key] = done.state
         self.manifests[key] = manifest
         self._unsaved["manifests"]["@".join(key)] = (manifest.raw, _until(manifest))
         if machine.Withdraw() in done.effects:
-            self._mark_revoked(manifest)
+            self.revoked |= {"@".join(key)}
         kind = "agent.revoked" if revoked else "agent.published"
         self._hub.tell(kind, agent_id=manifest.agent_id, version=manifest.version)
         log.info(
@@ -98,13 +98,6 @@ class Roster:
             len(self.manifests) < MANIFESTS_MAX
             and self._by_publisher.get(publisher, 0) < MANIFESTS_PER_PUBLISHER_MAX
         )
-
-    def _mark_revoked(self, manifest: Manifest) -> None:
-        """A module is refused only where no living version still uses the same bytes."""
-        dead, alive = set(), set()
-        for m in self.manifests.values():
-            (dead if m.status == "revoked" else alive).add(m.module.digest)
-        self.revoked_modules = frozenset(dead - alive)
 
     def hear_advert(self, raw: bytes) -> bool:
         """Take a node's advert from anywhere; True when it is news. Raises WireError."""
@@ -152,16 +145,9 @@ class Roster:
             Refused: several publishers use that name (code=ambiguous).
         """
         name, _, version = ref.partition("@")
-        if "/" in name:
-            agent_ids = {name}
-        else:
-            agent_ids = {m.agent_id for m in self.manifests.values() if m.name == name}
-            living = {
-                m.agent_id
-                for m in self.manifests.values()
-                if m.name == name and m.status != "revoked"
-            }
-            agent_ids = living or agent_ids
+        named = [m for m in self.manifests.values() if name in (m.name, m.agent_id)]
+        living = [m for m in named if m.status != "revoked"]
+        agent_ids = {m.agent_id for m in living or named}
         if len(agent_ids) > 1:
             raise Refused(
                 f"{len(agent_ids)} publishers have an agent called {name!r}",
@@ -183,7 +169,7 @@ class Roster:
         return max(found, key=lambda m: (m.status != "revoked", m.sequence))
 
     def with_capability(self, capability: str) -> Manifest:
-        """The living agent for a capability: cheapest per call, then the newest. Raises NotFound."""
+        """The living agent for a capability: the cheapest, then the newest. Raises NotFound."""
         wanted = capability_of(capability)
         able = [m for m in self.newest() if m.status == "active" and wanted in m.capabilities]
         if not able:
