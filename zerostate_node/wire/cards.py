@@ -26,6 +26,7 @@ from zerostate_node.errors import WireError
 from zerostate_node.units import AgentId, Did, PeerId
 from zerostate_node.wire import codec, ids, strictjson
 from zerostate_node.wire.cardshape import (
+    ARGS_BYTES_MAX,
     BINDING_URI,
     EXTENSION_URI,
     AgentCard,
@@ -205,6 +206,8 @@ def _params(card: AgentCard) -> WasmAgent:
         raise WireError(f"guest ABI {params.guest_abi!r} is not known here", code="unsupported")
     if (params.script_digest is None) != (params.script_bytes is None):
         raise WireError("scriptDigest and scriptBytes go together", code="wrong_shape")
+    if sum(len(arg.encode()) for arg in params.args) > ARGS_BYTES_MAX:
+        raise WireError(f"args take more than {ARGS_BYTES_MAX} bytes", code="wrong_shape")
     return params
 
 

@@ -30,6 +30,7 @@ from zerostate_node.wire.messages import (
 EXTENSION_URI = "https://zerostate.ai/a2a/extensions/wasm-agent/v1"
 BINDING_URI = "https://zerostate.ai/a2a/bindings/work/v1"
 A2A_VERSION = "1.0"
+ARGS_BYTES_MAX = 4 * 1024  # all together, UTF-8: a receipt repeats them and must stay small
 
 NameText = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$(?!\n)", max_length=63)]
 VersionText = Annotated[

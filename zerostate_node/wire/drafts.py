@@ -17,6 +17,7 @@ from zerostate_node.units import Did
 from zerostate_node.wire import ids, strictjson
 from zerostate_node.wire.cardshape import (
     A2A_VERSION,
+    ARGS_BYTES_MAX,
     BINDING_URI,
     EXTENSION_URI,
     AgentSkill,
@@ -110,6 +111,8 @@ def draft_card(
         ]
         if len(params["args"]) > 32:
             raise Refused("args: at most 32", code="bad_args")
+        if sum(len(arg.encode()) for arg in params["args"]) > ARGS_BYTES_MAX:
+            raise Refused(f"args: at most {ARGS_BYTES_MAX} bytes together", code="bad_args")
     if sources := given.get("sources"):
         params["sources"] = [
             _part("bad_sources", f"sources[{i}]", url, SourceText)

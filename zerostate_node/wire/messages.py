@@ -28,6 +28,7 @@ AgentText = Annotated[str, Meta(min_length=10, max_length=160)]
 NetworkText = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$(?!\n)", max_length=32)]
 AddrText = Annotated[str, Meta(max_length=256)]
 TraceText = Annotated[str, Meta(max_length=64)]  # W3C traceparent
+ServesText = Annotated[str, Meta(min_length=1, max_length=160)]  # an agent id, `cap:...`, or `*`
 Tag = Annotated[str, Meta(min_length=1, max_length=64)]
 Ms = Annotated[int, Meta(ge=0, le=1 << 53)]
 Count = Annotated[int, Meta(ge=0, le=1 << 31)]
@@ -204,7 +205,7 @@ class Claim(_Message, frozen=True, kw_only=True, tag="claim"):
     """
 
     credits: Annotated[int, Meta(ge=0, le=4096)]
-    serves: Annotated[tuple[AgentText | Tag, ...], Meta(max_length=256)] = ("*",)
+    serves: Annotated[tuple[ServesText, ...], Meta(max_length=256)] = ("*",)
     load: Annotated[int, Meta(ge=0, le=100)] = 0  # per cent of slots busy
     seen: Count = 0  # leases received on this stream so far: leases in flight are not lost count of
 
