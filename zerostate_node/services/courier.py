@@ -12,7 +12,7 @@ from pathlib import Path
 import structlog
 import trio
 
-from zerostate_node.errors import ConductError, NotFound, Unavailable
+from zerostate_node.errors import ConductError, NotFound, Refused, Unavailable, WireError
 from zerostate_node.ports.blobs import Blobs
 from zerostate_node.units import PeerId
 from zerostate_node.wire.messages import BlobRef
@@ -75,9 +75,9 @@ class Courier:
             asked.add(peer)
             try:
                 await self._fetch(peer, ref)
-            except (Unavailable, NotFound) as error:
+            except (Unavailable, NotFound, Refused) as error:
                 tried.append(f"{peer[-8:]}: {error}")
-            except ConductError as error:
+            except (ConductError, WireError) as error:
                 self._behaved(peer, "lied")
                 tried.append(f"{peer[-8:]}: {error}")
             else:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -151,6 +151,8 @@ class Driver:
         self._inline_bytes = 0
         self.turns = 0
         self.writes = 0
+        self.submitted = 0
+        self.settled: Counter[str] = Counter()
 
     # -- asked by others ---------------------------------------------------------------------------
 
@@ -438,6 +440,7 @@ class Driver:
             submission.done.set()
             if task_id not in doubtful:
                 entry = self.tasks[task_id]
+                self.submitted += 1
                 self._hub.tell("task.open", task_id=task_id, agent_id=entry.spec.agent_id)
                 log.info(
                     "task accepted",
@@ -526,6 +529,7 @@ class Driver:
                 if excluded and lost:
                     self._behaved(lost, "lost")
             case machine.Settled(outcome, _, fence, worker, detail):
+                self.settled[outcome.value] += 1
                 if worker:
                     self._behaved(
                         worker, "completed" if outcome is Outcome.COMPLETED else "guest_failed"
