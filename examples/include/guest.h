@@ -21,7 +21,11 @@ static void guest_write(int fd, const void *data, size_t size) {
     const char *at = data;
     while (size > 0) {
         ssize_t wrote = write(fd, at, size);
-        if (wrote <= 0) _Exit(GUEST_REFUSED); /* the host's output limit, or a closed pipe */
+        if (wrote <= 0) { /* the host's output limit, or a closed pipe */
+            static const char why[] = "cannot write the output\n";
+            if (fd == 2 || write(2, why, sizeof why - 1) < 0) _Exit(GUEST_REFUSED);
+            _Exit(GUEST_REFUSED);
+        }
         at += wrote;
         size -= (size_t)wrote;
     }

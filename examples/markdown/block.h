@@ -439,7 +439,10 @@ static int parse_paragraph(Blocks *to, Line *lines, int count) {
         if (interrupts(l)) break;
     }
     Text text = take_definitions(join_lines(lines, i));
-    if (!text.size) return i; /* an underline under definitions alone is a paragraph of its own */
+    if (!text.size) { /* an underline under definitions alone is a paragraph of its own */
+        to->gap |= to->pending && to->last;
+        return i;
+    }
     Block *made = block_add(to, level ? BLOCK_HEADING : BLOCK_PARAGRAPH);
     made->text = text;
     made->level = level;

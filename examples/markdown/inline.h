@@ -163,8 +163,10 @@ static int scan_label(Text t, Text *label) {
         } else if (t.at[i] == '[') {
             return -1;
         } else if (t.at[i] == ']') {
-            *label = (Text){t.at + 1, i - 1};
-            return text_trim(*label).size ? i + 1 : -1;
+            Text inside = {t.at + 1, i - 1};
+            if (!text_trim(inside).size) return -1;
+            *label = inside;
+            return i + 1;
         }
     }
     return -1;
@@ -188,9 +190,12 @@ typedef enum {
 typedef struct {
     PieceKind kind;
     int next; /* pieces form a list, since emphasis inserts tags */
-    Text text;
-    Text url, title;
+    Text text; /* of a link or image: `size` is the number of its target */
 } Piece;
+
+typedef struct {
+    Text url, title;
+} Target;
 
 typedef struct {
     int piece, count, original;
@@ -210,6 +215,8 @@ typedef struct {
     Text in;
     Piece *pieces;
     int pieces_used, pieces_room, last;
+    Target *targets;
+    int targets_used, targets_room;
     Run *runs;
     int runs_used, runs_room, run_top;
     Bracket *brackets;
@@ -227,7 +234,7 @@ typedef struct {
 
 static int piece_new(Inline *s, PieceKind kind, Text text) {
     GROW(s->pieces, s->pieces_used, s->pieces_room);
-    s->pieces[s->pieces_used] = (Piece){kind, -1, text, {0}, {0}};
+    s->pieces[s->pieces_used] = (Piece){kind, -1, text};
     return s->pieces_used++;
 }
 
@@ -245,6 +252,12 @@ static int piece_insert(Inline *s, int after, PieceKind kind, const char *tag) {
     return made;
 }
 
+static Text target_add(Inline *s, Text url, Text title) {
+    GROW(s->targets, s->targets_used, s->targets_room);
+    s->targets[s->targets_used] = (Target){url, title};
+    return (Text){NULL, s->targets_used++};
+}
+
 /* -- emphasis ---------------------------------------------------------------------------------------- */
 /* Kind of character for the flanking rules: 0 white space, 1 punctuation, 2 anything else. */
 static int char_class(Text t, int i, bool before) {
@@ -256,6 +269,7 @@ static int char_class(Text t, int i, bool before) {
     const unsigned char *s = (const unsigned char *)t.at + i;
     if (s[0] == 0xC2 && s[1] == 0xA0) return 0;              /* no-break space */
     if (s[0] == 0xC2 && s[1] >= 0xA1 && s[1] <= 0xBF) return 1; /* Latin-1 signs */
+    if (s[0] == 0xE2 && (s[1] == 0x82 || s[1] == 0x83)) return 1; /* currencies */
     if (s[0] == 0xE2 && s[1] == 0x80) return s[2] <= 0x8A || s[2] == 0xAF ? 0 : 1;
     if (s[0] == 0xE3 && s[1] == 0x80) return s[2] == 0x80 ? 0 : s[2] <= 0xBF ? 1 : 2;
     return 2;
@@ -378,9 +392,7 @@ static int code_span(Inline *s, int i) {
 }
 
 static void link_pieces(Inline *s, Text url, Text title, Text shown) {
-    int link = piece_add(s, PIECE_LINK, (Text){0});
-    s->pieces[link].url = url;
-    s->pieces[link].title = title;
+    piece_add(s, PIECE_LINK, target_add(s, url, title));
     piece_add(s, PIECE_TEXT, shown);
     piece_add(s, PIECE_LINK_END, (Text){0});
 }
@@ -497,10 +509,8 @@ static int bracket_close(Inline *s, int i) {
         return end;
     }
     open->kind = image ? PIECE_IMAGE : PIECE_LINK;
-    open->url = url;
-    open->title = title;
-    int tail = piece_add(s, image ? PIECE_IMAGE_END : PIECE_LINK_END, (Text){0});
-    s->pieces[tail].title = title;
+    Text target = open->text = target_add(s, url, title);
+    piece_add(s, image ? PIECE_IMAGE_END : PIECE_LINK_END, target);
     if (!b.image) s->dead_below = s->brackets_used; /* no links inside links */
     return end;
 }
@@ -599,9 +609,9 @@ static void inline_put(const Inline *s) {
         case PIECE_LINK:
             if (images) break;
             guest_puts("<a href=\"");
-            put_url(p->url);
+            put_url(s->targets[p->text.size].url);
             guest_puts("\"");
-            put_title(p->title);
+            put_title(s->targets[p->text.size].title);
             guest_puts(" rel=\"nofollow noopener\">");
             break;
         case PIECE_LINK_END:
@@ -610,13 +620,13 @@ static void inline_put(const Inline *s) {
         case PIECE_IMAGE:
             if (images++) break;
             guest_puts("<img src=\"");
-            put_url(p->url);
+            put_url(s->targets[p->text.size].url);
             guest_puts("\" alt=\"");
             break;
         case PIECE_IMAGE_END:
             if (--images) break;
             guest_puts("\"");
-            put_title(p->title);
+            put_title(s->targets[p->text.size].title);
             guest_puts(">");
             break;
         }
@@ -630,7 +640,7 @@ static void inline_render(Text text) {
     arena_reset(&memory);
     s.arena = &memory;
     s.in = text;
-    s.pieces_used = s.runs_used = s.brackets_used = s.dead_below = 0;
+    s.pieces_used = s.targets_used = s.runs_used = s.brackets_used = s.dead_below = 0;
     s.last = s.run_top = -1;
     memset(s.no_code, 0, sizeof s.no_code);
     inline_scan(&s);

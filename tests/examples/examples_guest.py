@@ -19,10 +19,25 @@ MODULES = tuple(sorted(p.stem for p in EXAMPLES.glob("*/*.wasm")))
 ALLOWED_IMPORTS = frozenset(
     "wasi_snapshot_preview1." + name
     for name in (
-        "args_get args_sizes_get environ_get environ_sizes_get clock_time_get clock_res_get "
-        "random_get fd_read fd_write fd_close fd_seek fd_fdstat_get fd_fdstat_set_flags "
-        "fd_prestat_get fd_prestat_dir_name proc_exit sched_yield poll_oneoff"
-    ).split()
+        "args_get",
+        "args_sizes_get",
+        "environ_get",
+        "environ_sizes_get",
+        "clock_time_get",
+        "clock_res_get",
+        "random_get",
+        "fd_read",
+        "fd_write",
+        "fd_close",
+        "fd_seek",
+        "fd_fdstat_get",
+        "fd_fdstat_set_flags",
+        "fd_prestat_get",
+        "fd_prestat_dir_name",
+        "proc_exit",
+        "sched_yield",
+        "poll_oneoff",
+    )
 )
 
 
