@@ -79,13 +79,14 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
 
 
 def _create(path: Path) -> None:
-    # Only a file that is not there is opened by us: closing a descriptor of a database that this
-    # process has open elsewhere would drop SQLite's POSIX locks on it.
+    # O_EXCL, so that only a file that was not there is opened here: closing a descriptor of a
+    # database that this process has open elsewhere would drop SQLite's POSIX locks on it.
     try:
-        found = path.lstat()
-    except FileNotFoundError:
         flags = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_RDWR | os.O_CLOEXEC
         os.close(os.open(path, flags, 0o600))
+    except FileExistsError:
+        found = path.lstat()
+    else:
         return
     if (found.st_mode & 0o170000) != 0o100000:
         raise ConfigError(f"{path} is not a regular file", code="bad_database")
