@@ -37,6 +37,24 @@ STREAM_ERRORS: tuple[type[Exception], ...] = (
 )
 
 
+async def write_patiently(muxed: Any, data: bytes, given_up: Callable[[], bool]) -> None:
+    """
+    Write to a yamux stream for as long as the caller lets it.
+
+    `YamuxStream.write` gives up after 5 s without window, in the middle of what it was given; so it
+    is only handed what fits.
+    """
+    view = memoryview(data)
+    while view:
+        while muxed.send_window <= 0:
+            if given_up() or muxed.closed or muxed.send_closed:
+                raise MuxedStreamError("the stream was closed")
+            await trio.sleep(0.005)
+        part = view[: muxed.send_window]
+        await muxed.write(bytes(part))
+        view = view[len(part) :]
+
+
 class _Outgoing:
     __slots__ = ("data", "done", "failed")
 
@@ -160,7 +178,7 @@ class StreamLink:
         why = ""
         try:
             with trio.move_on_after(SEND_S_MAX, shield=True) as scope:
-                await self._write(data)
+                await write_patiently(self._muxed, data, self.ended.is_set)
             if scope.cancelled_caught:
                 why = f"the peer did not read for {SEND_S_MAX:.0f} s"
         except STREAM_ERRORS as error:
@@ -170,18 +188,6 @@ class StreamLink:
             return
         for item in batch:
             item.failed = False
-
-    async def _write(self, data: bytes) -> None:
-        # YamuxStream.write gives up after 5 s without window, so it is only handed what fits.
-        view = memoryview(data)
-        while view:
-            while self._muxed.send_window <= 0:
-                if self.ended.is_set() or self._muxed.closed or self._muxed.send_closed:
-                    raise MuxedStreamError("the stream was closed")
-                await trio.sleep(0.005)
-            part = view[: self._muxed.send_window]
-            await self._muxed.write(bytes(part))
-            view = view[len(part) :]
 
     # -- receiving ---------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Sequence
 
 import structlog
@@ -37,6 +38,15 @@ STABLE_S = 30.0  # a life this long clears the restart backoff
 FLUSH_EVERY_S = 5.0
 FAULTS_PER_MIN_MAX = 30  # malformed things from one peer before it is dropped
 FAULTERS_MAX = 4096
+
+
+# Modules that log an ERROR for each dial, stream or circuit that fails: we say it ourselves.
+_SAID_BY_US = (
+    "libp2p.host.basic_host",
+    "libp2p.network.swarm",
+    "libp2p.relay.circuit_v2.protocol",
+    "libp2p.transport.tcp.tcp",
+)
 
 
 class Libp2pMesh:
@@ -89,6 +99,8 @@ class Libp2pMesh:
             ConfigError: this is not the libp2p that the hardening was written for.
         """
         hardening.install()
+        for name in _SAID_BY_US:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery

@@ -10,6 +10,7 @@ from typing import Any
 import structlog
 import trio
 from libp2p.peer.id import ID
+from libp2p.rcmgr import Direction
 
 from zerostate_node.errors import ConfigError, Unavailable
 from zerostate_node.mesh import hardening
@@ -208,6 +209,9 @@ class Reach:
             self._book.failed(peer)
             raise
         else:
+            if insist:
+                # An anchor or a relay is back: whoever was out of reach may be reachable now.
+                self._held.clear()
             self._held.pop(peer, None)
         finally:
             del self._dialling[peer]
@@ -232,6 +236,7 @@ class Reach:
             except Unavailable as error:
                 problems.append(str(error))
             else:
+                self._came_by(life, peer)
                 return
         # Relays we hold or know are worth asking even when nobody said that the peer is there.
         relays += [relay for relay in self._relays if self._named_relays and relay not in relays]
@@ -247,8 +252,15 @@ class Reach:
                 problems.append(str(error))
                 continue
             return
-        why = "; ".join(problems)[:500] or "no address is known"
-        raise Unavailable(f"peer {peer} cannot be reached: {why}", code="unreachable")
+        why = "; ".join(problems)[:800] or f"no address of peer {peer} is known"
+        raise Unavailable(why, code="unreachable")
+
+    def _came_by(self, life: Life, peer: PeerId) -> None:
+        """Write down the address that worked."""
+        for conn in life.conns(peer):
+            if conn.direction == Direction.OUTBOUND and not is_relayed(conn):
+                for addr in conn.get_transport_addresses()[:1]:
+                    self._book.reached(peer, str(addr), now_ms=self._now_ms())
 
     async def _connect_relay(self, life: Life, relay: PeerId) -> None:
         """Directly, for a relay behind a relay is refused by every relay."""
@@ -275,6 +287,7 @@ class Reach:
         backoffs = {peer: Backoff(0.5, 5.0) for peer in self._anchors}
         due_s = dict.fromkeys(self._anchors, 0.0)
         in_flight: set[PeerId] = set()
+        missed: set[PeerId] = set()
         order = list(self._anchors)
         self._random.shuffle(order)
 
@@ -283,9 +296,12 @@ class Reach:
                 await self.connect(life, peer, insist=True)
             except Unavailable as error:
                 due_s[peer] = trio.current_time() + backoffs[peer].next_s()
-                log.info("bootstrap peer not reached", peer=peer, error=str(error)[:300])
+                if peer not in missed:
+                    log.warning("bootstrap peer not reached", peer=peer, error=str(error)[:300])
+                missed.add(peer)  # said once; it is tried for ever
             else:
                 backoffs[peer].reset()
+                missed.discard(peer)
             finally:
                 in_flight.discard(peer)
 
@@ -351,7 +367,8 @@ class Reach:
 
     async def _keep_reservation(self, life: Life, relay: PeerId) -> None:
         """Hold a place at one relay: reserve, refresh at half time, again when it comes back."""
-        backoff = Backoff(0.5, 5.0) if self._named_relays else Backoff(5.0, 120.0)
+        backoff = Backoff(0.5, 5.0) if self._named_relays else Backoff(2.0, 120.0)
+        missed = not self._named_relays  # a bootstrap peer that does not relay is no news
         while True:
             others = len(self.reservations) - (relay in self.reservations)
             if others >= RELAYS_WANTED or not self.wants_relay(life, self.announced(life)):
@@ -367,10 +384,13 @@ class Reach:
                 reservation = await reserve(life.host, ID.from_base58(relay))
             except Unavailable as error:
                 self.reservations.pop(relay, None)
-                log.info("relay not reserved", relay=relay, error=str(error)[:300])
+                if not missed:
+                    log.warning("relay not reserved", relay=relay, error=str(error)[:300])
+                missed = True
                 await trio.sleep(backoff.next_s())
                 continue
             backoff.reset()
+            missed = False
             if relay not in self.reservations:
                 log.info("relay reserved", relay=relay, ttl_s=round(reservation.ttl_s))
             self.reservations[relay] = reservation

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 from typing import Any
 
@@ -31,7 +32,7 @@ from libp2p.relay.circuit_v2.utils import read_delimited_msg, write_delimited_ms
 from multiaddr import Multiaddr
 
 from zerostate_node.errors import Unavailable
-from zerostate_node.mesh.link import STREAM_ERRORS
+from zerostate_node.mesh.link import SEND_S_MAX, STREAM_ERRORS, write_patiently
 from zerostate_node.mesh.settings import MeshSettings
 from zerostate_node.units import KIB, PeerId
 
@@ -44,6 +45,7 @@ RESERVATION_TTL_S = 3600
 RESERVATION_REFRESH_S_MIN = 20.0
 RESERVATION_REFRESH_S_MAX = 1800.0
 _PUMP_BYTES = 64 * KIB
+PUMP_ERRORS: tuple[type[Exception], ...] = (trio.TooSlowError, *STREAM_ERRORS)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -168,10 +170,31 @@ class RelayService(CircuitV2Protocol):  # type: ignore[misc]
         await self.manager.wait_finished()
 
     async def _handle_hop_stream(self, stream: Any) -> None:
+        """Answer one request; a stream carries one, as with go and rust."""
+        caller: ID = stream.muxed_conn.peer_id
         try:
-            await super()._handle_hop_stream(stream)
+            with trio.fail_after(EXCHANGE_S_MAX):
+                request = await read_delimited_msg(stream, HopMessage)
+            if "/p2p-circuit" in str(stream.muxed_conn.get_transport_addresses()):
+                # A relay behind a relay would hide who asks, and chain circuits.
+                await self._send_status(stream, StatusCode.PERMISSION_DENIED, "over a relay")
+            elif request.type == HopMessage.RESERVE:
+                await self._handle_reserve(stream, request)
+            elif request.type == HopMessage.CONNECT:
+                await self._handle_connect(stream, request)
+            else:
+                await self._send_status(stream, StatusCode.MALFORMED_MESSAGE, "")
+            # The answer must not be overtaken by a reset: wait until the caller has read it.
+            with trio.move_on_after(2.0), contextlib.suppress(*STREAM_ERRORS):
+                await stream.close()
+                while await stream.read(KIB):
+                    pass
+        except STREAM_ERRORS as error:
+            log.debug("relay request not answered", peer=str(caller), error=repr(error))
+        except trio.TooSlowError:
+            log.debug("relay request not answered", peer=str(caller), error="no request in time")
         finally:
-            await _reset(stream)  # the library leaves it half open
+            await _reset(stream)
 
     async def _handle_reserve(self, stream: Any, msg: Any) -> None:
         caller: ID = stream.muxed_conn.peer_id
@@ -220,19 +243,19 @@ class RelayService(CircuitV2Protocol):  # type: ignore[misc]
         circuit_data_limit: list[int] | None = None,
     ) -> None:
         """Pump one direction until an end, a limit or an error; then both streams are reset."""
+        left_s = math.inf if deadline is None else deadline - time.monotonic()
         try:
-            while deadline is None or time.monotonic() < deadline:
-                data = await src_stream.read(_PUMP_BYTES)
-                if not data:
-                    break
-                if circuit_data_limit is not None:
-                    circuit_data_limit[0] -= len(data)
-                    if circuit_data_limit[0] < 0:
-                        log.info("relay circuit used up its bytes", peer=peer_id.to_base58())
-                        break
-                await dst_stream.write(data)
-        except STREAM_ERRORS:
-            pass
+            with trio.move_on_after(left_s):
+                while data := await src_stream.read(_PUMP_BYTES):
+                    if circuit_data_limit is not None:
+                        circuit_data_limit[0] -= len(data)
+                        if circuit_data_limit[0] < 0:
+                            log.info("relay circuit used up its bytes", peer=peer_id.to_base58())
+                            break
+                    with trio.fail_after(SEND_S_MAX):
+                        await write_patiently(dst_stream.muxed_stream, data, lambda: False)
+        except PUMP_ERRORS as error:
+            log.debug("relay circuit ended", peer=peer_id.to_base58(), error=repr(error))
         finally:
             await _reset(src_stream)
             await _reset(dst_stream)
