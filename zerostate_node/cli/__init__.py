@@ -48,6 +48,13 @@ def run(words: list[str]) -> int:
     except BrokenPipeError:
         problems.close_stdout()  # the reader has what it wanted: `... | head`
         return Exit.DONE
+    except BaseExceptionGroup as group:  # trio's nurseries wrap what their tasks raise
+        if group.subgroup(KeyboardInterrupt):
+            problems.note("interrupted")
+            return INTERRUPTED
+        if debug:
+            problems.show_traceback()
+        return problems.show_group(group, as_json=as_json)
     except Exception as error:  # last bulkhead: a defect of ours is said in words
         if debug:
             problems.show_traceback()

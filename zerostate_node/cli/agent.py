@@ -14,6 +14,7 @@ from zerostate_node.units import MIB
 
 CARD_FILE = "agent.toml"
 CARD_BYTES_MAX = MIB
+GUEST_ABI = "guest/1"
 WASM_MAGIC = b"\x00asm\x01\x00\x00\x00"
 COMPONENT_MAGIC = b"\x00asm\x0d\x00\x01\x00"
 
@@ -75,6 +76,8 @@ def find_parts(path: Path, engine: Path | None) -> tuple[Path, Path | None, Path
     Raises:
         ConfigError: a folder without exactly one module; a script without an engine.
     """
+    if path.name == CARD_FILE:
+        path = path.parent
     if path.is_dir():
         modules = sorted(path.glob("*.wasm"))
         if len(modules) != 1:
@@ -105,7 +108,18 @@ def _draft(
     warnings = []
     if card is not None or beside.is_file():
         draft = read_card(card or beside)
-        for ours in ("module", "script"):  # a note to the builder, not a part of the card
+        if draft.get("abi", GUEST_ABI) != GUEST_ABI:
+            raise ConfigError(
+                f"abi = {draft['abi']!r}: this version runs {GUEST_ABI}", code="bad_card"
+            )
+        for side in ("input", "output"):
+            about = draft.pop(side, None)
+            if isinstance(about, dict):
+                if about.get("mediaType"):
+                    draft.setdefault(f"{side}Modes", [about["mediaType"]])
+                if about.get("schema"):
+                    draft.setdefault(f"{side}Schema", about["schema"])
+        for ours in ("module", "script", "abi", "examples"):  # for the build and its tests
             draft.pop(ours, None)
     else:
         draft = {}

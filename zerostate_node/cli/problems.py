@@ -56,7 +56,23 @@ def show_usage(error: click.ClickException, *, as_json: bool) -> int:
     return _print("usage", message, hint, Exit.USAGE, as_json=as_json)
 
 
-def show_defect(error: Exception, *, as_json: bool) -> int:
+def show_group(group: BaseExceptionGroup[BaseException], *, as_json: bool) -> int:
+    """The first error on purpose among several at once; a defect when there is none."""
+    leaves: list[BaseException] = [group]
+    found: list[BaseException] = []
+    while leaves:
+        leaf = leaves.pop(0)
+        if isinstance(leaf, BaseExceptionGroup):
+            leaves.extend(leaf.exceptions)
+        else:
+            found.append(leaf)
+    for error in found:
+        if isinstance(error, ZeroStateError):
+            return show(error, as_json=as_json)
+    return show_defect(found[0] if found else group, as_json=as_json)
+
+
+def show_defect(error: BaseException, *, as_json: bool) -> int:
     """An exception that nobody foresaw."""
     message = f"this is a defect in zerostate-node: {type(error).__name__}: {error}"
     hint = "run it again with --debug to see where; a report with that helps"

@@ -8,10 +8,11 @@ through `safe`, which escapes control and bidirectional characters and is no mar
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TextIO
 
 import click
 from rich.box import SIMPLE_HEAD
@@ -23,6 +24,7 @@ from zerostate_node.log import escape
 from zerostate_node.units import DAY_MS, GIB, HOUR_MS, KIB, MIB, MINUTE_MS, SECOND_MS
 
 CELL_CHARACTERS_MAX = 400
+PIPE_COLUMNS = 200
 
 OUTCOME_STYLES = {
     "completed": "green",
@@ -32,14 +34,20 @@ OUTCOME_STYLES = {
 }
 
 
+def _console(file: TextIO) -> Console:
+    # A pipe has no width: lines stay whole there, so that grep and cut find what they look for.
+    width = None if file.isatty() or os.environ.get("COLUMNS") else PIPE_COLUMNS
+    return Console(file=file, highlight=False, markup=False, emoji=False, width=width)
+
+
 def out() -> Console:
     """The console of standard output."""
-    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=False)
+    return _console(sys.stdout)
 
 
 def err() -> Console:
     """The console of standard error: progress and remarks, never results."""
-    return Console(file=sys.stderr, highlight=False, markup=False, emoji=False, soft_wrap=False)
+    return _console(sys.stderr)
 
 
 def safe(value: Any, style: str = "", *, limit: int = CELL_CHARACTERS_MAX) -> Text:

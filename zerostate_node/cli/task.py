@@ -249,7 +249,7 @@ def finish(
         size = view.get("output_bytes") or 0
         if done and output is None and size <= JSON_RESULT_BYTES_MAX:
             data, _ = client.download(path, bytes_max=JSON_RESULT_BYTES_MAX)
-            document["result"] = _as_json(data)
+            document["result"] = as_json_bytes(data)
         elif done and output is not None:
             write_result(lambda file: client.download_to(path, file), output, raw=raw)
             document["result"] = {"file": str(output)}
@@ -261,7 +261,8 @@ def finish(
     return None
 
 
-def _as_json(data: bytes) -> dict[str, str]:
+def as_json_bytes(data: bytes) -> dict[str, str]:
+    """Bytes in JSON: `text` where they are UTF-8, else `base64`."""
     try:
         return {"text": data.decode()}
     except UnicodeDecodeError:

@@ -28,6 +28,13 @@ _ADVICE = {
     "unfetchable": "the module or input could not be fetched by any worker",
     "lost": "every worker that took it was lost; submit it again",
 }
+_LOCAL_ADVICE = {
+    "trapped": "the guest failed on this input; what it wrote to standard error is above",
+    "out_of_fuel": "give it more with --fuel",
+    "out_of_memory": "give it more with --memory",
+    "timed_out": "give it longer with --timeout",
+    "output_too_large": "raise stdout_bytes_max in its agent.toml",
+}
 
 
 def failure(view: dict[str, Any]) -> TaskFailed:
@@ -35,7 +42,14 @@ def failure(view: dict[str, Any]) -> TaskFailed:
     outcome = str(view.get("outcome") or "unknown")
     detail = str(view.get("detail") or "")
     words = f"the task ended {outcome}" + (f": {detail}" if detail else "")
-    return TaskFailed(words, code=outcome, hint=_ADVICE.get(outcome, ""))
+    return TaskFailed(words, code=outcome, hint=advice(outcome))
+
+
+def advice(outcome: str, *, local: bool = False) -> str:
+    """What to do about an outcome; `local` for `zerostate-node run`."""
+    if local:
+        return _LOCAL_ADVICE.get(outcome, "")
+    return _ADVICE.get(outcome, "")
 
 
 def sentence(heard: Heard) -> str:

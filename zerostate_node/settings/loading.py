@@ -138,8 +138,17 @@ def _all_names() -> list[str]:
     return [f"{section}.{name}" for section in SECTIONS for name in fields_of(section)]
 
 
+_FLAGS = {
+    "node.network": "--network",
+    "node.role": "--role",
+    "node.data_dir": "--data-dir",
+    "http.port": "--port",
+}
+
+
 def _flag(name: str) -> str:
-    return "--" + name.partition(".")[2].replace("_", "-")
+    """How a setting is spelled on the command line."""
+    return _FLAGS.get(name, f"--set {name}")
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:

@@ -291,3 +291,8 @@ def config_error(
     text = "(secret)" if secret else repr(value)
     shown_value = text if len(text) <= 80 else text[:77] + "..."
     return ConfigError(f"{where}: {name} = {shown_value}: {problem}", code="bad_setting", hint=hint)
+
+
+def redacted(url: str) -> str:
+    """An address without the password that may be in it."""
+    return re.sub(r"(://[^\s:/@]*):[^\s@]*@", r"\1:[redacted]@", url)
