@@ -78,6 +78,7 @@ def run(settings: Settings, *, migrate_only: bool = False, on_ready: OnReady | N
     Raises:
         ConfigError, Busy: what keeps this node from starting, in words for its operator.
     """
+    os.umask(0o077)  # nothing that a node writes is for other users of the machine
     data = DataDir(settings.node.data_dir)
     with data:
         try:
@@ -497,7 +498,7 @@ class Node:
         return [p.peer for p in self.mesh.peers() if p.connected]
 
 
-# -- from the operator's settings to each part's own ------------------------------------------------
+# -- from the operator's settings to each part's own --
 
 
 def _limits_max(settings: Settings) -> Limits:

@@ -261,8 +261,13 @@ def _limits(value: Any) -> dict[str, Any]:
     return checked
 
 
+# Authors also write the names that settings and messages use: per_call_ucr, per_mfuel_ucr.
+_PRICE_AS_SETTING = {"perCallUcr": "perCall", "perMfuelUcr": "perMillionFuel"}
+
+
 def _price(value: Any) -> dict[str, Any]:
-    given = _camel_keys(value, "bad_price", ("perCall", "perMillionFuel"))
+    spelled = _camel_keys(value, "bad_price", ("perCall", "perMillionFuel", *_PRICE_AS_SETTING))
+    given = {_PRICE_AS_SETTING.get(key, key): member for key, member in spelled.items()}
     full = {"perCall": 0, "perMillionFuel": 0} | given
     checked: dict[str, Any] = _part("bad_price", "price", full, CardPrice)
     return checked
