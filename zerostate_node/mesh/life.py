@@ -278,17 +278,24 @@ class Life:
         """Answer a stream protocol from now on."""
 
         async def on_stream(stream: Any) -> None:
-            link = self._link(stream, served.protocol, served.frame_bytes_max)
+            link = self._link(stream, served.protocol, served.frame_bytes_max, self._forget)
             try:
                 # The handler runs in the mesh's own nursery: nothing it does can reach libp2p.
                 self._serve(served, link)
                 await link.ended.wait()
+                await link.linger()  # here, so that the stream still counts as the peer's
             finally:
                 link.end("the connection ended")
 
         self.host.set_stream_handler(TProtocol(served.protocol), on_stream)
 
-    def _link(self, stream: Any, protocol: str, frame_bytes_max: int) -> StreamLink:
+    def _link(
+        self,
+        stream: Any,
+        protocol: str,
+        frame_bytes_max: int,
+        on_end: Callable[[StreamLink], None],
+    ) -> StreamLink:
         conn = stream.swarm_conn
         link = StreamLink(
             stream,
@@ -296,13 +303,18 @@ class Life:
             protocol=protocol,
             limited=is_relayed(conn),
             frame_bytes_max=frame_bytes_max,
-            on_end=self._forget,
+            on_end=on_end,
         )
         self._links[link] = conn
         return link
 
     def _forget(self, link: StreamLink) -> None:
         self._links.pop(link, None)
+
+    def _let_go(self, link: StreamLink) -> None:
+        self._forget(link)
+        if self._nursery is not None:
+            self._nursery.start_soon(link.linger)
 
     async def open(self, peer: PeerId, protocol: str, frame_bytes_max: int) -> StreamLink:
         """
@@ -325,7 +337,7 @@ class Life:
             raise Unavailable(
                 f"no stream to {peer}: {error or type(error).__name__}", code="unreachable"
             ) from error
-        return self._link(stream, protocol, frame_bytes_max)
+        return self._link(stream, protocol, frame_bytes_max, self._let_go)
 
 
 class _Notices(INotifee):  # type: ignore[misc]

@@ -21,6 +21,7 @@ from zerostate_node.units import KIB, PeerId
 SEND_S_MAX = 30.0  # then the peer is not reading, and the link ends
 BATCH_BYTES_MAX = 128 * KIB  # frames of senders that wait go out as one write
 CREDIT_BYTES = 64 * KIB  # window given back in steps of this; the smallest window is 256 KiB
+LINGER_S = 5.0  # how long the other side has to close after we did
 _HEADER = 4
 
 # What a dead stream raises; everything else is a defect and goes up to the bulkhead.
@@ -125,16 +126,50 @@ class StreamLink:
 
     async def aclose(self) -> None:
         """End the link, at once and for both sides. Idempotent."""
-        await self._reset("the link was closed")
+        await self._close("the link was closed")
+
+    async def _close(self, why: str) -> None:
+        # FIN, not RST: a reset makes the other side drop what it has not read yet, also the answer
+        # to its negotiation. `linger` resets in the end.
+        if self.ended.is_set():
+            await trio.lowlevel.checkpoint()
+            return
+        self.end(why)
+        with trio.move_on_after(SEND_S_MAX, shield=True), contextlib.suppress(*STREAM_ERRORS):
+            await self._stream.close()
 
     async def _reset(self, why: str) -> None:
         if self.ended.is_set():
             await trio.lowlevel.checkpoint()
             return
         self.end(why)
-        # Shielded and capped: without the reset the peer would wait on a stream nobody serves.
+        await self._reset_stream()
+
+    async def _reset_stream(self) -> None:
         with trio.move_on_after(SEND_S_MAX, shield=True), contextlib.suppress(*STREAM_ERRORS):
             await self._stream.reset()
+
+    async def linger(self) -> None:
+        """After the end: let the other side read and close, then free the stream for good."""
+        with trio.move_on_after(LINGER_S):
+            while not self._gone():
+                arrived = self._conn.stream_buffers.get(self._sid)
+                if arrived:
+                    arrived.clear()  # nobody reads it any more
+                event = self._conn.stream_events[self._sid] = trio.Event()
+                await event.wait()
+        await self._reset_stream()
+
+    def _gone(self) -> bool:
+        """Whether the other side ended the stream, or the connection is over."""
+        muxed = self._muxed
+        return bool(
+            muxed.recv_closed
+            or muxed.closed
+            or muxed.reset_received
+            or self._conn.event_shutting_down.is_set()
+            or self._sid not in self._conn.stream_events
+        )
 
     # -- sending -----------------------------------------------------------------------------
 
@@ -150,6 +185,8 @@ class StreamLink:
             raise ValueError(
                 f"a frame of {len(frame)} bytes; this link carries {self._frame_bytes_max}"
             )
+        if not self.ended.is_set() and self._gone():
+            await self._close("the peer ended it")
         if self.ended.is_set():
             raise self._closed()
         item = _Outgoing(len(frame).to_bytes(_HEADER, "big") + frame)
@@ -212,8 +249,8 @@ class StreamLink:
                     raise self._closed()
                 if self._take():
                     continue
-                if self._at_end():
-                    await self._reset("the peer ended it")
+                if self.ended.is_set() or self._gone():
+                    await self._close("the peer ended it")
                     raise self._closed()
                 await self._more()
 
@@ -241,17 +278,6 @@ class StreamLink:
         self._credit += len(arrived)
         arrived.clear()
         return True
-
-    def _at_end(self) -> bool:
-        muxed = self._muxed
-        return bool(
-            self.ended.is_set()
-            or muxed.recv_closed
-            or muxed.closed
-            or muxed.reset_received
-            or self._conn.event_shutting_down.is_set()
-            or self._sid not in self._conn.stream_events
-        )
 
     async def _more(self) -> None:
         event = self._conn.stream_events[self._sid]

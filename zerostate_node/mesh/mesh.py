@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import traceback
 from collections.abc import Callable, Sequence
 
 import structlog
@@ -131,7 +132,7 @@ class Libp2pMesh:
                 self._fatal = error
                 return
             self._restarts += 1
-            self._last_error = repr(error)[:300]
+            self._last_error = where(error) if error is not None else "libp2p ended by itself"
             if trio.current_time() - started_s > STABLE_S:
                 backoff.reset()
             delay_s = backoff.next_s()
@@ -189,9 +190,9 @@ class Libp2pMesh:
         for callback in tuple(self._callbacks):
             try:
                 callback(peer, connected)
-            except Exception:
+            except Exception as error:
                 # Bulkhead: a service's callback must not take libp2p down.
-                log.exception("a peer callback failed", peer=peer)
+                log.error("a peer callback failed", peer=peer, error=where(error))
 
     def _on_fault(self, peer: str, protocol: str, error: BaseException) -> None:
         log.info("peer at fault", peer=peer, protocol=protocol, error=repr(error)[:200])
@@ -232,9 +233,14 @@ class Libp2pMesh:
             await served.handler(link)
         except Unavailable as error:
             log.debug("link ended", peer=link.peer, protocol=link.protocol, error=str(error))
-        except Exception:
+        except Exception as error:
             # Bulkhead: an exception in a handler ends its link and nothing else.
-            log.exception("a link handler failed", peer=link.peer, protocol=link.protocol)
+            log.error(
+                "a link handler failed",
+                peer=link.peer,
+                protocol=link.protocol,
+                error=where(error),
+            )
         finally:
             await link.aclose()
 
@@ -361,6 +367,14 @@ class Libp2pMesh:
     def on_peer(self, callback: Callable[[PeerId, bool], None]) -> None:
         """Call back when a peer connects (True) or is gone (False)."""
         self._callbacks.append(callback)
+
+
+def where(error: BaseException) -> str:
+    """An error and the line it came from, without the locals that a traceback may print."""
+    if isinstance(error, BaseExceptionGroup):
+        error = _leaf(error)
+    frames = traceback.extract_tb(error.__traceback__)[-1:]
+    return f"{error!r:.300}" + "".join(f" at {f.filename}:{f.lineno}" for f in frames)
 
 
 def _leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:
