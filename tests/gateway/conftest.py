@@ -1,6 +1,6 @@
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
@@ -11,9 +11,7 @@ for _folder in ("fakes", "support"):
     sys.path.insert(0, str(_TESTS / _folder))
 
 from fake_desk import FakeDesk  # noqa: E402
-from gateway_http import KEY, Served, serve  # noqa: E402
-
-Serve = Callable[..., AbstractAsyncContextManager[Served]]
+from gateway_http import KEY, Serve, Served, serve  # noqa: E402
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,10 +34,8 @@ class Served:
         """Send bytes on a new connection and read to its end (or to the first bytes)."""
         stream = await self.connect()
         async with stream:
-            try:
+            with suppress(trio.BrokenResourceError):
                 await stream.send_all(data)
-            except trio.BrokenResourceError:
-                pass
             return await read(stream, until_close=until_close)
 
     async def connect(self) -> trio.SocketStream:
@@ -49,6 +47,9 @@ class Served:
 
     def sample(self, name: str, **labels: str) -> float:
         return self.registry.get_sample_value(name, labels) or 0.0
+
+
+Serve = Callable[..., AbstractAsyncContextManager[Served]]
 
 
 async def read(stream: trio.SocketStream, *, until_close: bool = True) -> bytes:
@@ -98,5 +99,5 @@ async def serve(desk: Desk, **settings: Any) -> AsyncIterator[Served]:
 async def eventually(condition: Callable[[], bool]) -> None:
     """Wait for a condition with a deadline; fails when it does not come."""
     with trio.fail_after(PATIENCE_S):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await trio.sleep(0.01)

@@ -53,10 +53,29 @@ def check_hypercorn() -> None:
                 raise RuntimeError(f"hypercorn's {owner.__name__} has no {name}")
 
 
+class PatientParser(h11.Connection):
+    """Lets an answer that has begun end, whatever the client sends meanwhile."""
+
+    def next_event(self) -> Any:
+        """The next event; rubbish behind a request is not looked at before its answer is out."""
+        try:
+            return super().next_event()
+        except h11.RemoteProtocolError:
+            if self.our_state is h11.SEND_BODY:
+                return h11.PAUSED
+            raise
+
+
 class PlainHttp(H11Protocol):  # type: ignore[misc]  # hypercorn is not typed for us
     """HTTP/1.1 and nothing else: offers to switch to WebSocket or HTTP/2 are ignored."""
 
     _head = b""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.connection = PatientParser(
+            h11.SERVER, max_incomplete_event_size=self.config.h11_max_incomplete_size
+        )
 
     async def _check_protocol(self, event: h11.Request) -> None:
         """No h2c upgrade and no HTTP/2 by prior knowledge."""
@@ -180,8 +199,8 @@ class GuardedConnection(TCPServer):  # type: ignore[misc]  # hypercorn is not ty
             try:
                 with trio.CancelScope(deadline=deadline, shield=True) as scope:
                     await self.stream.send_all(event.data)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                await self.protocol.handle(Closed())
+            except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
+                await self.protocol.handle(Closed())  # gone, or being closed by another task
                 return
             if scope.cancelled_caught:
                 await trio.aclose_forcefully(self.stream)
