@@ -17,7 +17,6 @@ import dataclasses
 import errno
 import hashlib
 import os
-import re
 import stat
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -27,7 +26,9 @@ from typing import BinaryIO, Final, TypeVar
 import structlog
 import trio
 
-from zerostate_node.errors import ConfigError, NotFound, Refused, Unavailable
+from zerostate_node.blobs import disk
+from zerostate_node.blobs.disk import Incoming
+from zerostate_node.errors import NotFound, Refused, Unavailable
 from zerostate_node.units import KIB, MIB
 from zerostate_node.wire import ids
 from zerostate_node.wire.messages import BlobRef
@@ -39,42 +40,12 @@ T = TypeVar("T")
 THREADS = 8  # disk work at once
 BUFFER_BYTES: Final = 1 * MIB  # of a stream held in memory before it goes to a thread
 HASH_CHUNK_BYTES: Final = 256 * KIB
-_TMP = "tmp"
-_SHARD = re.compile(r"[0-9a-f]{2}\Z")
-_HEX = re.compile(r"[0-9a-f]{64}\Z")
-_O_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-_O_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-
-# What a file must still look like to be the one whose digest was checked: any write to it, or
-# another file in its place, changes one of these (ctime cannot be set back by its owner).
-_Stamp = tuple[int, int, int, int]
 
 
 @dataclasses.dataclass(slots=True)
 class _Entry:
     size_bytes: int
-    checked: _Stamp | None = None
-
-
-class _Incoming:
-    """A blob that is being written; only worker threads touch it, one at a time."""
-
-    def __init__(self, store: FolderBlobs) -> None:
-        self.name = f"{os.getpid()}-{os.urandom(8).hex()}"
-        self.size_bytes = 0
-        self.hash = hashlib.sha256()
-        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-        self.file: BinaryIO = os.fdopen(
-            os.open(self.name, flags, 0o600, dir_fd=store._tmp_fd), "wb", buffering=0
-        )
-
-    def write(self, data: bytes | bytearray) -> None:
-        self.hash.update(data)
-        view = memoryview(data)
-        while view:
-            written = self.file.write(view)
-            view = view[written:]
-        self.size_bytes += len(data)
+    checked: disk.Stamp | None = None
 
 
 class FolderBlobs:
@@ -143,7 +114,7 @@ class FolderBlobs:
 
         Raises: Refused(too_large) past `bytes_max`; Unavailable (disk); whatever `chunks` raises.
         """
-        incoming = await self._in_thread(lambda: _Incoming(self))
+        incoming = await self._in_thread(lambda: Incoming(self._tmp_fd))
         try:
             buffer = bytearray()
             size = 0
@@ -164,7 +135,7 @@ class FolderBlobs:
             return await self._in_thread(finish)
         finally:
             with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(self._discard, incoming)
+                await trio.to_thread.run_sync(incoming.discard)
 
     async def has(self, digest: str) -> bool:
         """Whether the bytes are here."""
@@ -187,10 +158,10 @@ class FolderBlobs:
                         f"{digest} has {found.st_size} bytes, at most {bytes_max} are wanted",
                         code="too_large",
                     )
-                data = _all_of(file, found.st_size)
+                data = disk.all_of(file, found.st_size)
                 if ids.digest_of(data) != digest:
                     raise self._corrupt(digest, found)
-                self._used(digest, _stamp(found))
+                self._used(digest, disk.stamp(found))
                 return data
 
         return await self._in_thread(load)
@@ -257,96 +228,37 @@ class FolderBlobs:
     # -- in threads --------------------------------------------------------------------------------
 
     def _open(self) -> None:
-        with contextlib.suppress(FileExistsError):
-            self._root.mkdir(mode=0o700, parents=True)
-        try:
-            self._root_fd = os.open(self._root, _O_DIR)
-        except OSError as error:
-            raise ConfigError(
-                f"the blob folder {self._root} cannot be used: {error.strerror}",
-                code="bad_blob_folder",
-                hint="it must be a directory and no symbolic link",
-            ) from error
-        found = os.fstat(self._root_fd)
-        if found.st_uid != os.geteuid() or found.st_mode & 0o077:
-            raise ConfigError(
-                f"the blob folder {self._root} is not private (mode {found.st_mode & 0o777:04o}, "
-                f"uid {found.st_uid})",
-                code="loose_blob_folder",
-                hint=f"chmod 700 {self._root}",
-            )
-        self._tmp_fd = self._dir(_TMP)
-        for name in os.listdir(self._tmp_fd):
-            with contextlib.suppress(IsADirectoryError):
-                os.unlink(name, dir_fd=self._tmp_fd)
-        known: list[tuple[int, str, int]] = []
-        for shard in os.listdir(self._root_fd):
-            if _SHARD.match(shard):
-                known.extend(self._scan(shard))
+        self._root_fd, self._tmp_fd = disk.open_root(self._root)
+        known = disk.scan(self._root_fd)
         with self._lock:
             self._entries.clear()
-            for _, digest, size_bytes in sorted(known):
+            for _, digest, size_bytes in known:
                 self._entries[digest] = _Entry(size_bytes)
             self._bytes = sum(size_bytes for _, _, size_bytes in known)
 
-    def _scan(self, shard: str) -> Iterator[tuple[int, str, int]]:
-        try:
-            fd = os.open(shard, _O_DIR, dir_fd=self._root_fd)
-        except OSError as error:
-            log.warning("Blob folder has a strange entry", name=shard, cause=error.strerror)
-            return
-        try:
-            with os.scandir(fd) as entries:
-                for entry in entries:
-                    found = entry.stat(follow_symlinks=False)
-                    if (
-                        not _HEX.match(entry.name)
-                        or entry.name[:2] != shard
-                        or not stat.S_ISREG(found.st_mode)
-                    ):
-                        log.warning("Blob folder has a strange entry", name=entry.name)
-                        continue
-                    used_ns = max(found.st_atime_ns, found.st_mtime_ns)
-                    yield used_ns, f"sha256:{entry.name}", found.st_size
-        finally:
-            os.close(fd)
-
-    def _dir(self, name: str) -> int:
-        try:
-            os.mkdir(name, mode=0o700, dir_fd=self._root_fd)
-            os.fsync(self._root_fd)
-        except FileExistsError:
-            pass
-        return os.open(name, _O_DIR, dir_fd=self._root_fd)
-
     @contextlib.contextmanager
-    def _incoming(self) -> Iterator[_Incoming]:
-        incoming = _Incoming(self)
+    def _incoming(self) -> Iterator[Incoming]:
+        incoming = Incoming(self._tmp_fd)
         try:
             yield incoming
         finally:
-            self._discard(incoming)
+            incoming.discard()
 
-    def _discard(self, incoming: _Incoming) -> None:
-        incoming.file.close()
-        with contextlib.suppress(OSError):  # renamed away: it was kept
-            os.unlink(incoming.name, dir_fd=self._tmp_fd)
-
-    def _keep(self, incoming: _Incoming) -> BlobRef:
+    def _keep(self, incoming: Incoming) -> BlobRef:
         digest = f"sha256:{incoming.hash.hexdigest()}"
         self._make_room(incoming.size_bytes, digest)
         fd = incoming.file.fileno()
         os.fchmod(fd, 0o400)
         os.fsync(fd)
         name = digest.removeprefix("sha256:")
-        shard_fd = self._dir(name[:2])
+        shard_fd = disk.subfolder(self._root_fd, name[:2])
         try:
             with self._lock:
                 os.rename(incoming.name, name, src_dir_fd=self._tmp_fd, dst_dir_fd=shard_fd)
                 entry = self._entries.pop(digest, None) or _Entry(0)
                 self._bytes += incoming.size_bytes - entry.size_bytes
                 entry.size_bytes = incoming.size_bytes
-                entry.checked = _stamp(os.fstat(fd))
+                entry.checked = disk.stamp(os.fstat(fd))
                 self._entries[digest] = entry
             os.fsync(shard_fd)
         finally:
@@ -394,9 +306,9 @@ class FolderBlobs:
             raise _not_found(digest)
         name = digest.removeprefix("sha256:")
         try:
-            shard_fd = os.open(name[:2], _O_DIR, dir_fd=self._root_fd)
+            shard_fd = os.open(name[:2], disk.O_FOLDER, dir_fd=self._root_fd)
             try:
-                fd = os.open(name, _O_FILE, dir_fd=shard_fd)
+                fd = os.open(name, disk.O_FILE, dir_fd=shard_fd)
             finally:
                 os.close(shard_fd)
         except OSError as error:
@@ -418,7 +330,7 @@ class FolderBlobs:
         """The path when the bytes are there and right; hashes only what changed since."""
         try:
             with self._file(digest) as (file, found):
-                stamp = _stamp(found)
+                stamp = disk.stamp(found)
                 with self._lock:
                     entry = self._entries.get(digest)
                     known = entry is not None and entry.checked == stamp
@@ -447,7 +359,7 @@ class FolderBlobs:
         log.error("Blob was corrupt and is removed", digest=digest, size_bytes=found.st_size)
         return NotFound(f"{digest} was corrupt on this node's disk and is removed", code="corrupt")
 
-    def _used(self, digest: str, checked: _Stamp | None) -> None:
+    def _used(self, digest: str, checked: disk.Stamp | None) -> None:
         with self._lock:
             entry = self._entries.get(digest)
             if entry is not None:
@@ -472,18 +384,5 @@ class FolderBlobs:
             ) from error
 
 
-def _stamp(found: os.stat_result) -> _Stamp:
-    return (found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size)
-
-
 def _not_found(digest: str) -> NotFound:
     return NotFound(f"{digest[:80]} is not here")
-
-
-def _all_of(file: BinaryIO, size_bytes: int) -> bytes:
-    # One read gives at most 2 GiB, and a short one must not look like a corrupt blob.
-    parts, left = [], size_bytes + 1
-    while left and (part := file.read(left)):
-        parts.append(part)
-        left -= len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)

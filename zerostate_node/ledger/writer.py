@@ -164,7 +164,7 @@ class Writer(Generic[W]):
             group: list[_Request[W]] = []
             count = 0
             try:
-                first = self._queue.get(timeout=IDLE_S)
+                first = self._queue.get(timeout=IDLE_S if self._commits_due else None)
                 while first is not None:
                     group.append(first)
                     count += len(first.writes)
