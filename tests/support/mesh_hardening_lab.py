@@ -147,7 +147,7 @@ async def running(
 async def until(condition: Callable[[], object], *, timeout_s: float = 10.0) -> None:
     """Wait until a condition holds."""
     with trio.fail_after(timeout_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - of state inside libp2p there is no event
             await trio.sleep(0.01)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from typing import Any
 
 import libp2p.network.swarm as swarm
@@ -43,11 +44,12 @@ def give_slots_back() -> None:
             remote = self._build_remote_multiaddr(read_write_closer)
             if remote is not None and not await self.connection_gate.is_allowed(remote):
                 return
-            with _Upgrading(self, remote) as admitted:
-                if not admitted:
-                    return
+            conn = None
+            with _Upgrading(self, remote):
                 raw_conn = RawConnection(read_write_closer, False)
                 conn = await self.upgrade_inbound_raw_conn(raw_conn, maddr)
+            if conn is None:
+                return
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_then_cancel, self.manager.wait_finished, nursery.cancel_scope)
                 await conn.event_closed.wait()
@@ -114,33 +116,30 @@ class _Upgrading:
     """
     The connections of one swarm that have not shown who they are yet.
 
-    Full means: half of the inbound slots are handshaking, or half of those from one address; the
-    next one is closed at once. So silent connections never fill the node.
+    Full means: half of the inbound slots are handshaking. Then the oldest handshake of the address
+    that has most of them is given up: an honest one takes some 30 ms, a silent one its whole time.
+    So silent connections never fill the node, nor keep out a peer behind the same address.
     """
 
     def __init__(self, owner: Any, remote: Any) -> None:
-        self._counts: dict[str, int] = owner.__dict__.setdefault("_zerostate_upgrading", {})
-        self._slots = max(2, int(owner._inbound_limiter.total_tokens) // 2)
+        self._pending: list[_Upgrading] = owner.__dict__.setdefault("_zerostate_upgrading", [])
+        self._places = max(2, int(owner._inbound_limiter.total_tokens) // 2)
         self._ip = str(remote).rpartition("/tcp/")[0]
-        self._admitted = False
+        self._scope = trio.CancelScope()
 
-    def __enter__(self) -> bool:
-        mine = self._counts.get(self._ip, 0)
-        total = sum(self._counts.values())
-        per_ip = self._slots if not self._ip else max(2, self._slots * 3 // 4)
-        self._admitted = total < self._slots and mine < per_ip
-        if self._admitted:
-            self._counts[self._ip] = mine + 1
-        return self._admitted
+    def __enter__(self) -> None:
+        if len(self._pending) >= self._places:
+            heaviest, _ = collections.Counter(one._ip for one in self._pending).most_common(1)[0]
+            oldest = next(one for one in self._pending if one._ip == heaviest)
+            self._pending.remove(oldest)
+            oldest._scope.cancel()
+        self._pending.append(self)
+        self._scope.__enter__()
 
-    def __exit__(self, *exc_info: object) -> None:
-        if not self._admitted:
-            return
-        left = self._counts[self._ip] - 1
-        if left:
-            self._counts[self._ip] = left
-        else:
-            del self._counts[self._ip]
+    def __exit__(self, *exc_info: Any) -> bool | None:
+        if self in self._pending:
+            self._pending.remove(self)
+        return self._scope.__exit__(*exc_info)
 
 
 async def _then_cancel(wait: Any, scope: trio.CancelScope) -> None:
