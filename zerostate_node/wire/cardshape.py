@@ -49,7 +49,7 @@ SourceText = Annotated[
         max_length=512,
     ),
 ]
-ArgText = Annotated[str, Meta(min_length=1, max_length=512)]
+ArgText = Annotated[str, Meta(pattern=r"^[^\x00]+$(?!\n)", max_length=512)]  # argv ends at a NUL
 Base64Text = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]+$(?!\n)", max_length=1_024)]
 Whole = Annotated[int, Meta(ge=0, le=strictjson.INTEGER_MAX)]
 Sequence = Annotated[int, Meta(ge=1, le=strictjson.INTEGER_MAX)]

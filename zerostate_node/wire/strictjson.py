@@ -15,7 +15,7 @@ import rfc8785
 
 from zerostate_node.errors import WireError
 
-INTEGER_MAX = 2**53 - 1  # largest integer that every JSON reader holds exactly
+INTEGER_MAX = 2**53 - 1  # beyond it JCS writes doubles as integers that no reader may trust
 DEPTH_MAX = 24
 STRING_CHARS_MAX = 8_192
 VALUES_MAX = 2_048  # canonical JSON costs some 3 us a value, and comes before the signature check
@@ -29,8 +29,8 @@ def parse(data: bytes, *, bytes_max: int) -> Any:
     JSON and in JCS, and protobuf's JSON writers put `.0` behind each one that passes through.
 
     Raises:
-        WireError: too_large; malformed: not UTF-8, not JSON, a key twice, NaN or infinity, an
-            integer beyond 2^53-1, a lone surrogate, or more depth, values or characters in one
+        WireError: too_large; malformed: not UTF-8, not JSON, a key twice, NaN or infinity, a
+            number beyond 2^53-1, a lone surrogate, or more depth, values or characters in one
             string than the limits above.
     """
     if len(data) > bytes_max:
@@ -53,7 +53,7 @@ def parse(data: bytes, *, bytes_max: int) -> Any:
 
 
 def check_bounds(value: Any) -> None:
-    """Depth, count, string lengths, integer range, Unicode of a JSON value. Raises WireError."""
+    """Depth, count, string lengths, number range, Unicode of a JSON value. Raises WireError."""
     level = [value]
     count = 0
     for _ in range(DEPTH_MAX):
@@ -71,11 +71,11 @@ def check_bounds(value: Any) -> None:
             elif isinstance(item, list | tuple):
                 below.extend(item)
             elif (
-                isinstance(item, int)
+                isinstance(item, int | float)
                 and not isinstance(item, bool)
                 and not (-INTEGER_MAX <= item <= INTEGER_MAX)
             ):
-                raise WireError("an integer beyond 2^53-1", code="malformed")
+                raise WireError("a number beyond 2^53-1", code="malformed")
         if not below:
             return
         level = below
