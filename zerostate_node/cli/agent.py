@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,9 @@ from zerostate_node.units import MIB
 
 CARD_FILE = "agent.toml"
 CARD_BYTES_MAX = MIB
+if TYPE_CHECKING:
+    from zerostate_node.cli.client import Client
+
 GUEST_ABI = "guest/1"
 WASM_MAGIC = b"\x00asm\x01\x00\x00\x00"
 COMPONENT_MAGIC = b"\x00asm\x0d\x00\x01\x00"
@@ -133,6 +136,34 @@ def _draft(
     return draft, warnings
 
 
+def publish_at(
+    client: Client,
+    file: Path,
+    *,
+    card: Path | None = None,
+    engine: Path | None = None,
+    given: dict[str, str | None] | None = None,
+) -> tuple[dict[str, Any], list[str]]:
+    """
+    Publish a module, script or folder at a node; the agent's view, and remarks for its author.
+
+    Raises:
+        ConfigError: a file is missing or is not what it should be.
+        Refused: the node does not accept it; `code` says why.
+    """
+    module, script, beside = find_parts(file, engine)
+    check_module(module)
+    draft, warnings = _draft(script or module, card, beside, given or {})
+    digests = {}
+    for part, path in (("module", module), ("script", script)):
+        if path is not None:
+            with path.open("rb") as data:
+                digests[part] = client.upload("/api/v1/blobs", data)["digest"]
+    body = {"draft": draft, "module": digests["module"], "script": digests.get("script", "")}
+    view: dict[str, Any] = client.post("/api/v1/agents", body)
+    return view, warnings
+
+
 @command(
     "publish",
     examples=(
@@ -166,17 +197,7 @@ def publish(
     from zerostate_node.cli.client import connect
     from zerostate_node.cli.render import emit_json
 
-    module, script, beside = find_parts(file, engine)
-    check_module(module)
-    draft, warnings = _draft(script or module, card, beside, given)
-    client = connect(place)
-    digests = {}
-    for part, path in (("module", module), ("script", script)):
-        if path is not None:
-            with path.open("rb") as data:
-                digests[part] = client.upload("/api/v1/blobs", data)["digest"]
-    body = {"draft": draft, "module": digests["module"], "script": digests.get("script", "")}
-    view = client.post("/api/v1/agents", body)
+    view, warnings = publish_at(connect(place), file, card=card, engine=engine, given=given)
     if as_json:
         emit_json({**view, "warnings": warnings})
     else:

@@ -49,7 +49,7 @@ def print_list(agents: list[dict[str, Any]], *, narrowed: bool) -> None:
         ]
     columns.append(("what it does", {"no_wrap": True, "overflow": "ellipsis", "ratio": 1}))
     made = render.table(*columns)
-    made.expand = True
+    made.expand = console.is_terminal
     for view in agents:
         status = view.get("status")
         name_style = "bold" if status == "active" else "dim strike"

@@ -59,7 +59,7 @@ def print_peers(found: list[dict[str, Any]]) -> None:
         ]
     columns.append(("heard", {"justify": "right", "no_wrap": True}))
     made = render.table(*columns)
-    made.expand = True
+    made.expand = console.is_terminal
     for peer in found:
         does = [
             word for word, key in (("takes tasks", "owns"), ("relays", "relays")) if peer.get(key)

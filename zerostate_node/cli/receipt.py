@@ -84,7 +84,7 @@ def _print(document: dict[str, Any]) -> None:
 
     body = document["receipt"]
     limits, fuel = body["limits"], body["fuel_used"]
-    share = f"{100 * fuel / limits['fuel_max']:.2g} % of {render.count(limits['fuel_max'])}"
+    share = f"{render.percent(fuel / limits['fuel_max'])} of {render.count(limits['fuel_max'])}"
     render.out().print(
         render.facts(
             [

@@ -111,6 +111,13 @@ def age(at_ms: int | None, now_ms: int | None = None) -> str:
     )
 
 
+def percent(share: float) -> str:
+    """A share of 1, for people."""
+    if share >= 0.0995:
+        return f"{100 * share:.0f} %"
+    return f"{100 * share:.1f} %" if share >= 0.001 else "under 0.1 %"
+
+
 def count(value: int) -> str:
     """A large number, grouped."""
     return f"{value:,}".replace(",", " ")

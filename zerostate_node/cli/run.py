@@ -326,7 +326,7 @@ def _tell(
         line.append(
             f"  {render.count(result.fuel_used)} fuel, {render.size(result.memory_peak_bytes)}, "
             f"{render.duration(result.wall_us / 1000)}; "
-            f"nearest limit: {nearest} {100 * used[nearest]:.2g} %",
+            f"nearest limit: {nearest} {render.percent(used[nearest])}",
             "dim",
         )
         render.err().print(line)

@@ -84,7 +84,9 @@ def panel(settings: Settings, info: dict[str, Any], *, framed: bool = True) -> R
         )
         if yes
     ]
-    addresses = [str(address) for address in info.get("addrs") or settings.mesh.listen]
+    addresses = [
+        str(address) for address in info.get("announce_addrs") or info.get("listen_addrs") or ()
+    ]
     reached = addresses[:4] or ["relays only: it does not listen"]
     facts = render.facts(
         [

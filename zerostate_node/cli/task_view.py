@@ -34,7 +34,7 @@ def print_page(page: dict[str, Any]) -> None:
             ("age", {"justify": "right", "no_wrap": True}),
         ]
     made = render.table(*columns)
-    made.expand = True
+    made.expand = console.is_terminal
     for view in tasks:
         row: list[Any] = [
             render.safe(view.get("task_id", "")),
