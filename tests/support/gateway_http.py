@@ -82,11 +82,10 @@ async def serve(desk: Desk, **settings: Any) -> AsyncIterator[Served]:
         with trio.CancelScope() as scope:
 
             class Started:
-                @staticmethod
-                def started(url: str) -> None:
-                    task_status.started((url, scope))
+                def started(self, value: str = "") -> None:
+                    task_status.started((value, scope))
 
-            await gateway.run(task_status=Started())
+            await gateway.run(task_status=Started())  # type: ignore[arg-type]
         ended.set()
 
     async with trio.open_nursery() as nursery:
