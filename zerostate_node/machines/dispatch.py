@@ -26,6 +26,7 @@ class Claimer:
     credits: int = 0
     in_flight: int = 0
     score: int = 0  # conduct; higher is better, 0 is a stranger
+    turn: int = 0  # when it was last picked: among equals the one that waited longest is next
 
     def serves_kind(self, agent_id: str, capability: str) -> bool:
         """Whether this worker asked for such work."""
@@ -35,13 +36,13 @@ class Claimer:
             or bool(capability and f"cap:{capability}" in self.serves)
         )
 
-    def rank(self, region: str) -> tuple[float, int, int, str]:
-        """Lower is better: badly behaved last, then by how busy it is, then the other region."""
+    def rank(self, region: str) -> tuple[float, int, int, int]:
+        """Lower is better: badly behaved last, the same region, the least busy, the one in turn."""
         return (
             1.0 if self.score < 0 else 0.0,
             0 if not region or self.region == region else 1,
-            round(100 * self.in_flight / max(1, self.slots)),
-            self.worker,
+            100 * self.in_flight // max(1, self.slots),
+            self.turn,
         )
 
 
@@ -66,6 +67,7 @@ class Dispatcher:
         self._parked: dict[str, Wanted] = {}  # wait for a time, or for another worker
         self._gone: set[str] = set()  # withdrawn while in the deque
         self._waiting: set[str] = set()
+        self._turn = 0
         self.claimers: dict[str, Claimer] = {}
 
     def __len__(self) -> int:
@@ -114,6 +116,8 @@ class Dispatcher:
                 continue
             claimer.credits -= 1
             claimer.in_flight += 1
+            self._turn += 1
+            claimer.turn = self._turn
             self._waiting.discard(wanted.task_id)
             made += 1
             yield wanted.task_id, claimer.worker
