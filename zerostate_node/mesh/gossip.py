@@ -206,6 +206,33 @@ class BoundedPubsub(Pubsub):  # type: ignore[misc]
             self._gossip.dropped += 1
             log.warning("gossip message dropped", error=repr(error))
 
+    def _handle_dead_peer(self, peer_id: ID) -> None:
+        """
+        Forget a stream, but not what the peer subscribed to while it is connected still.
+
+        It said so once, on a stream of its own that lives; forgotten, it would get no gossip more.
+        """
+        kept = [topic for topic, peers in self.peer_topics.items() if peer_id in peers]
+        super()._handle_dead_peer(peer_id)
+        if kept and self._peer_is_connected(peer_id):
+            for topic in kept:
+                self.peer_topics.setdefault(topic, set()).add(peer_id)
+            self._peer_subscription_count[peer_id] = len(kept)
+
+    def repair(self, peer_id: ID, *, missing_too: bool) -> None:
+        """
+        Open a new stream to a connected peer whose old one went with another connection.
+
+        A peer that restarts at once connects before its old connection is missed; the library then
+        keeps the dead stream, and the peer stays deaf and mute.
+        """
+        stream = self.peers.get(peer_id)
+        if stream is None:
+            if missing_too:
+                self._schedule_peer_stream_retry(peer_id)
+        elif stream.is_closed or stream.swarm_conn.is_closed:
+            self._handle_dead_peer(peer_id)
+
     def notify_subscriptions(self, publish_message: Any) -> None:
         """The library's own queues (32 deep, silent) are not used."""
 

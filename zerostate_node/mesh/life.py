@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import structlog
@@ -27,6 +26,7 @@ from multiaddr import Multiaddr
 from zerostate_node.errors import Busy, Unavailable, WireError
 from zerostate_node.mesh import hardening
 from zerostate_node.mesh.addrs import parse_addr
+from zerostate_node.mesh.budget import Backoff
 from zerostate_node.mesh.gossip import BoundedPubsub, Gossip
 from zerostate_node.mesh.link import STREAM_ERRORS, StreamLink
 from zerostate_node.mesh.relay import RelayService
@@ -58,6 +58,8 @@ class PeerState:
 
     since_ms: int
     gone: trio.Event  # set when any connection to the peer ends
+    repairs: Backoff = dataclasses.field(default_factory=lambda: Backoff(4.0, 120.0))
+    repair_s: float = 0.0  # when to look again whether gossip has a stream to it
 
 
 def is_relayed(conn: Any) -> bool:
@@ -98,6 +100,7 @@ class Life:
         self._on_peer = on_peer
         self._admit = admit
         self._links: dict[StreamLink, Any] = {}  # open links, and the connection each is on
+        self._open: set[Any] = set()  # connections that are up
         self._nursery: trio.Nursery | None = None
         listen_ws = [Multiaddr(text) for text in settings.listen if parse_addr(text).ws]
         self.host: Any = new_host(
@@ -122,17 +125,47 @@ class Life:
 
     # -- running -----------------------------------------------------------------------------
 
-    @asynccontextmanager
-    async def running(self, listen: Sequence[str], topics: Sequence[str]) -> AsyncIterator[None]:
+    async def run(
+        self,
+        listen: Sequence[str],
+        topics: Sequence[str],
+        body: Callable[[], Awaitable[None]],
+    ) -> None:
         """
-        Bind, start the services, and close everything at the end.
+        Bind, start the services, run `body` until cancelled, and close everything.
 
         Raises:
             Busy: an address to listen on is taken.
             BaseExceptionGroup: whatever killed libp2p.
         """
-        addrs = [Multiaddr(text) for text in listen]
-        async with self.host.run(listen_addrs=addrs):
+        stop, over = trio.Event(), trio.Event()
+        # Shielded from our caller: a cancellation that reached libp2p's tasks and ours at once
+        # would leave sockets open, and peers believing that we are there.
+        scope = trio.CancelScope(shield=True)
+
+        async def live() -> None:
+            try:
+                with scope:
+                    await self._live(listen, topics, body, stop)
+            finally:
+                over.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(live)
+            try:
+                await over.wait()
+            finally:
+                stop.set()
+                scope.deadline = trio.current_time() + 3 * CLOSE_S_MAX
+
+    async def _live(
+        self,
+        listen: Sequence[str],
+        topics: Sequence[str],
+        body: Callable[[], Awaitable[None]],
+        stop: trio.Event,
+    ) -> None:
+        async with self.host.run(listen_addrs=[Multiaddr(text) for text in listen]):
             try:
                 self.bound = self._bound_addrs(listen)
                 async with (
@@ -141,20 +174,24 @@ class Life:
                     background_trio_service(self.relay),
                     trio.open_nursery() as nursery,
                 ):
-                    self._nursery = nursery
-                    await self.pubsub.wait_until_ready()
-                    for topic in topics:
-                        await self.pubsub.subscribe(topic)
-                    self.up = True
                     try:
-                        yield
+                        self._nursery = nursery
+                        await self.pubsub.wait_until_ready()
+                        for topic in topics:
+                            await self.pubsub.subscribe(topic)
+                        self.up = True
+                        nursery.start_soon(self.tend)
+                        nursery.start_soon(body)
+                        await stop.wait()
                     finally:
                         self._down()
-                        nursery.cancel_scope.cancel()
+                        nursery.cancel_scope.cancel()  # our own tasks: nobody dials any more
+                        await self._close_conns()
             finally:
                 self._down()
-                with trio.move_on_after(CLOSE_S_MAX, shield=True):
-                    await self._close_host()
+                await self._close_conns()
+                with trio.move_on_after(CLOSE_S_MAX, shield=True), contextlib.suppress(Exception):
+                    await self.host.close()  # bulkhead: it is over either way
 
     def _bound_addrs(self, listen: Sequence[str]) -> tuple[str, ...]:
         listeners = self.network.listeners
@@ -172,14 +209,17 @@ class Life:
                 bound.append(got + ("/ws" if text.endswith("/ws") and "/ws" not in got else ""))
         return tuple(dict.fromkeys(bound))
 
-    async def _close_host(self) -> None:
-        # Connections take 0.2 s each to close, one after the other: together instead.
-        with contextlib.suppress(Exception):  # bulkhead: it is over either way
+    async def _close_conns(self) -> None:
+        # The library takes 0.2 s for each, one after the other: together instead.
+        conns, self._open = self._open, set()
+        with trio.move_on_after(CLOSE_S_MAX, shield=True):
             async with trio.open_nursery() as nursery:
-                for conn in self.network.get_connections():
+                for conn in conns:
                     nursery.start_soon(_close_quietly, conn)
-        with contextlib.suppress(Exception):
-            await self.host.close()
+        for conn in conns:
+            # A swarm that crashed marks connections closed and leaves their sockets open.
+            with trio.move_on_after(0.2, shield=True), contextlib.suppress(Exception):
+                await conn.muxed_conn.secured_conn.close()  # bulkhead, as above
 
     def _down(self) -> None:
         """Everyone is gone: links end, peers are told off. Sync, and only once."""
@@ -215,6 +255,7 @@ class Life:
     async def connected(self, conn: Any) -> None:
         """A connection came up: admit the peer or close it."""
         peer = peer_of(conn)
+        self._open.add(conn)
         try:
             public_key_of(peer)
             admitted = self._admit(peer)
@@ -237,6 +278,7 @@ class Life:
 
     async def disconnected(self, conn: Any) -> None:
         """A connection went down: its links end, and the peer may be gone."""
+        self._open.discard(conn)
         for link in [link for link, owner in self._links.items() if owner is conn]:
             link.end("the connection ended")
         peer = peer_of(conn)
@@ -246,6 +288,7 @@ class Life:
         if any(other is not conn for other in self.conns(peer)):
             state.gone.set()
             state.gone = trio.Event()
+            self.pubsub.repair(conn.muxed_conn.peer_id, missing_too=False)
             self._tell()
             return
         log.info("peer gone", peer=peer)
@@ -259,6 +302,19 @@ class Life:
             with contextlib.suppress(Exception):  # bulkhead: the store raises for unknown peers
                 found.append((peer, [str(addr) for addr in store.addrs(ID.from_base58(peer))[:16]]))
         return found
+
+    async def tend(self) -> None:
+        """Keep gossip streams to all connected peers, as long as this life lasts."""
+        while True:
+            await trio.sleep(1.0)
+            now_s = trio.current_time()
+            for peer, state in tuple(self.states.items()):
+                due = state.repair_s <= now_s
+                if due:
+                    first = state.repair_s == 0.0
+                    state.repair_s = now_s + state.repairs.next_s()
+                    due = not first
+                self.pubsub.repair(ID.from_base58(peer), missing_too=due)
 
     async def close_peer(self, peer: PeerId) -> None:
         """Close every connection to a peer."""

@@ -157,15 +157,17 @@ class Libp2pMesh:
         )
         for served in self._served.values():
             life.serve(served)
-        listen = self._bound or self._settings.listen
+
+        async def body() -> None:
+            self._bound = life.bound
+            self._life = life
+            log.info("mesh up", peer=self.peer, listen=list(life.bound))
+            if status is not None:
+                status.started()
+            await self._reach.run(life, self._settings.peers_target)
+
         try:
-            async with life.running(listen, self._gossip.topics):
-                self._bound = life.bound
-                self._life = life
-                log.info("mesh up", peer=self.peer, listen=list(life.bound))
-                if status is not None:
-                    status.started()
-                await self._reach.run(life, self._settings.peers_target)
+            await life.run(self._bound or self._settings.listen, self._gossip.topics, body)
         finally:
             self._life = None
             self._reach.reservations.clear()
