@@ -36,6 +36,10 @@ _CONTROL = re.compile(
     "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
 )
 
+_ID = re.compile(
+    r"did:key:z6Mk[1-9A-HJ-NP-Za-km-z]{44}|12D3KooW[1-9A-HJ-NP-Za-km-z]{44}|sha256:[0-9a-f]{64}"
+)
+
 # Libraries that say a lot, and the least severe line of theirs worth a place in our log.
 _NOISY = {
     "libp2p": logging.ERROR,
@@ -108,6 +112,16 @@ def redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mutab
     return event
 
 
+def _shorten(
+    _logger: Any, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """Ids short enough that a line fits a terminal; JSON lines keep them whole."""
+    for key, value in event.items():
+        if isinstance(value, str) and key != "exception":
+            event[key] = _ID.sub(lambda match: "…" + short(match[0]), value)
+    return event
+
+
 def _escape_event(
     _logger: Any, _method: str, event: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
@@ -157,7 +171,9 @@ def configure(
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.TimeStamper(fmt="iso", utc=True)
+        if shape == "json"
+        else structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
         redact,
     ]
     tail: list[Any]
@@ -170,9 +186,12 @@ def configure(
     else:
         tail = [
             structlog.processors.format_exc_info,
+            _shorten,
             _escape_event,
             structlog.dev.ConsoleRenderer(
-                colors=out.isatty(), exception_formatter=structlog.dev.plain_traceback
+                colors=out.isatty(),
+                pad_event_to=24,
+                exception_formatter=structlog.dev.plain_traceback,
             ),
         ]
     structlog.configure(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections import Counter
 from typing import Any
@@ -141,7 +142,7 @@ def hints(mesh: Mesh, published: list[str]) -> Text:
     """How to use the mesh from another terminal."""
     name = escape(published[0]) if published else "NAME"
     text = Text("in another terminal\n", "dim")
-    text.append(f"  export ZEROSTATE_DATA_DIR={mesh.gateway.data_dir}\n", "green")
+    text.append(f"  export ZEROSTATE_DATA_DIR={shlex.quote(str(mesh.gateway.data_dir))}\n", "green")
     if not published:
         text.append("  zerostate-node agent publish examples/markdown\n", "green")
         name = "markdown"

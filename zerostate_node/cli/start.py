@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -98,7 +99,6 @@ def panel(settings: Settings, info: dict[str, Any], *, framed: bool = True) -> R
             ("data", str(info.get("data_dir") or settings.node.data_dir)),
         ]
     )
-    place = _place(settings)
     hints = [("zerostate-node doctor", "is everything all right?")]
     if settings.owner.enabled:
         hints = [
@@ -106,10 +106,12 @@ def panel(settings: Settings, info: dict[str, Any], *, framed: bool = True) -> R
             ("zerostate-node task submit AGENT --input 'text'", "and run it"),
             *hints,
         ]
-    width = max(len(line + place) for line, _ in hints)
+    if place := _place(settings):
+        hints = [(place, ""), *hints]
+    width = max(len(line) for line, why in hints if why)
     tries = Text()
     for line, why in hints:
-        tries.append(f"  {(line + place):<{width}}", "green").append(f"   {why}\n", "dim")
+        tries.append(f"  {line:<{width}}", "green").append(f"  {why}\n", "dim")
     body = Group(facts, Text(""), Text("try next, in another terminal", "dim"), tries)
     title = f"zerostate-node {__version__} is ready"
     if not framed:
@@ -118,8 +120,8 @@ def panel(settings: Settings, info: dict[str, Any], *, framed: bool = True) -> R
 
 
 def _place(settings: Settings) -> str:
-    """The option that leads the other commands to this node, where they need one."""
+    """The line that leads the other commands to this node, where they need one."""
     origin = settings.origins.get("node.data_dir")
     if origin is not None and origin.kind in ("flag", "file"):
-        return f" --data-dir {settings.node.data_dir}"
+        return f"export ZEROSTATE_DATA_DIR={shlex.quote(str(settings.node.data_dir))}"
     return ""
