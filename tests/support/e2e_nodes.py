@@ -90,6 +90,7 @@ class NodeProcess:
         self.log_path = home / f"{name}.log"
         self.process: subprocess.Popen[bytes] | None = None
         self.started_s = 0.0
+        self._peer = ""
 
     def start(self, *, wait: bool = True) -> NodeProcess:
         """Start, and wait until it serves."""
@@ -149,8 +150,10 @@ class NodeProcess:
 
     @property
     def peer(self) -> str:
-        """Its peer id."""
-        return str(self.run_file()["peer"])
+        """Its peer id; known from its first start on."""
+        if not self._peer:
+            self._peer = str(self.run_file()["peer"])
+        return self._peer
 
     def info(self) -> dict[str, Any]:
         """Its own description over HTTP."""
