@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -62,14 +62,14 @@ class Peer:
         self,
         nursery: trio.Nursery,
         blobs: FolderBlobs,
-        changes: list[Change | None] | None = None,
+        changes: Sequence[Change | None] = (),
         *,
         limited: bool = False,
         limited_bytes_max: int = 0,
     ) -> None:
         self._nursery = nursery
         self._blobs = blobs
-        self._changes = changes or []
+        self._changes = changes
         self._limited = limited
         self._limited_bytes_max = limited_bytes_max
         self.links: list[MemoryLink] = []
@@ -434,7 +434,7 @@ async def test_a_blob_that_goes_away_while_it_is_served_ends_in_a_refusal(
     link = await Peer(nursery, there).open()
     await ask(link, BlobGet(digest=ref.digest))
     await there.remove(ref.digest)
-    messages = []
+    messages: list[BlobMessage] = []
     while not messages or not isinstance(messages[-1], BlobRefused):
         messages.append(await heard(link))
     assert messages[-1] == BlobRefused(code="not_found")

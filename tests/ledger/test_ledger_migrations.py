@@ -77,10 +77,11 @@ def test_a_database_of_a_newer_program_is_refused(tmp_path: Path) -> None:
 def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "db.sqlite"
     path.write_bytes(b"my thesis" * 1000)
-    for ask in (lambda: migrate.migrate(path, [ONE], now_ms=1), lambda: migrate.applied(path)):
-        with pytest.raises(ConfigError) as caught:
-            ask()
-        assert caught.value.code == "bad_database"
+    with pytest.raises(ConfigError) as caught:
+        migrate.migrate(path, [ONE], now_ms=1)
+    assert caught.value.code == "bad_database"
+    with pytest.raises(ConfigError):
+        migrate.applied(path)
     assert path.read_bytes() == b"my thesis" * 1000
 
 

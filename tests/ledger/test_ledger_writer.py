@@ -148,8 +148,8 @@ async def test_a_full_disk_is_unavailable_and_the_ledger_goes_on_when_there_is_s
                 await ledger.check()
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        request, error = failed[0]
-        assert error.code in ("disk_error", "disk_full")
+        request, failure = failed[0]
+        assert failure.code in ("disk_error", "disk_full")
         assert await ledger.task(request.row.spec.task_id) is None
         await ledger.commit([request])
         assert await ledger.task(kept.row.spec.task_id) is not None
