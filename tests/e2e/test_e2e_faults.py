@@ -44,7 +44,7 @@ def test_a_killed_workers_task_completes_on_another_within_the_lease(lab: Lab) -
 
 
 def test_a_zombies_late_receipt_is_refused(lab: Lab) -> None:
-    """One worker is frozen past its lease, the other does the task, the first wakes and delivers."""
+    """One worker is frozen past its lease; the other does the task; the first then delivers."""
     alice, workers = two_workers(lab, lease_ttl_s=3)
     task_id = alice.submit("spin", spin_input(SLOW))
     zombie = workers.pop(alice.leased_to(task_id, within_s=10))

@@ -136,6 +136,7 @@ class NodeProcess:
             return (self.data_dir / "node.json").exists()
 
         eventually(ready, within_s=READY_S, what=f"{self.name} ready")
+        assert self.peer
         key = (self.data_dir / "operator.key").read_text().strip()
         self.http = httpx.Client(
             base_url=self.run_file()["http_url"],
