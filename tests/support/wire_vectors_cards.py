@@ -236,6 +236,16 @@ def _invalid() -> Iterator[tuple[str, Vector]]:
     padded = copy.deepcopy(value)
     padded["signatures"][0]["signature"] += "=="
     yield bad("base64-padded", "base64url has one spelling", json.dumps(padded), "wrong_shape")
+    spare = copy.deepcopy(value)
+    text = spare["signatures"][0]["signature"]
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    spare["signatures"][0]["signature"] = text[:-1] + alphabet[alphabet.index(text[-1]) + 1]
+    yield bad(
+        "base64-spare-bits",
+        "the last character holds bits that no byte has",
+        json.dumps(spare),
+        "wrong_shape",
+    )
     again = copy.deepcopy(value)
     again["signatures"] = again["signatures"] * 5
     yield bad("signatures-five", "at most 4", json.dumps(again), "wrong_shape")
