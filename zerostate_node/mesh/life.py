@@ -85,7 +85,7 @@ class Life:
         *,
         now_ms: Callable[[], int],
         serve: Callable[[Served, StreamLink], None],
-        on_peer: Callable[[PeerId, bool], None],
+        on_peer: Callable[[PeerId, bool, str | None], None],
         admit: Callable[[PeerId], bool],
         on_fault: Callable[[str, str, BaseException], None],
     ) -> None:
@@ -246,7 +246,7 @@ class Life:
             return
         state.gone.set()
         self._tell()
-        self._on_peer(peer, False)
+        self._on_peer(peer, False, None)
 
     def _tell(self) -> None:
         self.changed.set()
@@ -273,7 +273,9 @@ class Life:
             self.states[peer] = PeerState(since_ms=self._now_ms(), gone=trio.Event())
             via = "relay" if is_relayed(conn) else "direct"
             log.info("peer connected", peer=peer, via=via, inbound=inbound)
-            self._on_peer(peer, True)
+            # The address that we dialled with success; an inbound one has a port of no use.
+            dialled = None if inbound or is_relayed(conn) else conn.get_transport_addresses()[:1]
+            self._on_peer(peer, True, str(dialled[0]) if dialled else None)
         self._tell()
 
     async def disconnected(self, conn: Any) -> None:

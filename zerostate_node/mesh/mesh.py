@@ -186,9 +186,9 @@ class Libp2pMesh:
     def _admit(self, peer: PeerId) -> bool:
         return not self._book.banned(peer, now_ms=self._now_ms())
 
-    def _tell(self, peer: PeerId, connected: bool) -> None:
+    def _tell(self, peer: PeerId, connected: bool, addr: str | None) -> None:
         if connected:
-            self._book.reached(peer, None, now_ms=self._now_ms())
+            self._book.reached(peer, addr, now_ms=self._now_ms())
         for callback in tuple(self._callbacks):
             try:
                 callback(peer, connected)

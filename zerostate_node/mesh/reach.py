@@ -10,7 +10,6 @@ from typing import Any
 import structlog
 import trio
 from libp2p.peer.id import ID
-from libp2p.rcmgr import Direction
 
 from zerostate_node.errors import ConfigError, Unavailable
 from zerostate_node.mesh import hardening
@@ -236,7 +235,6 @@ class Reach:
             except Unavailable as error:
                 problems.append(str(error))
             else:
-                self._came_by(life, peer)
                 return
         # Relays we hold or know are worth asking even when nobody said that the peer is there.
         relays += [relay for relay in self._relays if self._named_relays and relay not in relays]
@@ -254,13 +252,6 @@ class Reach:
             return
         why = "; ".join(problems)[:800] or f"no address of peer {peer} is known"
         raise Unavailable(why, code="unreachable")
-
-    def _came_by(self, life: Life, peer: PeerId) -> None:
-        """Write down the address that worked."""
-        for conn in life.conns(peer):
-            if conn.direction == Direction.OUTBOUND and not is_relayed(conn):
-                for addr in conn.get_transport_addresses()[:1]:
-                    self._book.reached(peer, str(addr), now_ms=self._now_ms())
 
     async def _connect_relay(self, life: Life, relay: PeerId) -> None:
         """Directly, for a relay behind a relay is refused by every relay."""
