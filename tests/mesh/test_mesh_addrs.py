@@ -17,19 +17,33 @@ ME = peer_id_of(bytes(31) + b"\x01")
 RELAY = peer_id_of(bytes(31) + b"\x02")
 
 PIECES = st.sampled_from(
-    ["ip4", "ip6", "dns4", "tcp", "udp", "ws", "p2p", "p2p-circuit", "quic-v1", "", "127.0.0.1"]
-    + ["::1", "4001", "65536", "-1", "example.org", ME, RELAY, "٤", "\x00", "a" * 300]
+    [
+        *(
+            "ip4",
+            "ip6",
+            "dns4",
+            "tcp",
+            "udp",
+            "ws",
+            "p2p",
+            "p2p-circuit",
+            "quic-v1",
+            "",
+            "127.0.0.1",
+        ),
+        *("::1", "4001", "65536", "-1", "example.org", ME, RELAY, "٤", "\x00", "a" * 300),
+    ]
 )
 
 
 @given(st.one_of(st.text(max_size=600), st.lists(PIECES, max_size=12).map("/".join)))
 def test_any_text_parses_or_is_refused_by_name(text: str) -> None:
+    code = ""
     try:
         addr = parse_addr(text)
     except ConfigError as error:
-        assert error.code == "bad_addr"
-    else:
-        assert parse_addr(addr.text) == addr
+        code = error.code
+    assert code == "bad_addr" or parse_addr(addr.text) == addr
 
 
 @pytest.mark.parametrize(

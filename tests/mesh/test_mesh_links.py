@@ -132,7 +132,7 @@ async def test_a_frame_sent_just_before_the_end_still_arrives(nursery: trio.Nurs
     await link.send(b"go")
     got = []
     with trio.fail_after(10):
-        with pytest.raises(Unavailable):
+        with pytest.raises(Unavailable):  # noqa: PT012
             while True:
                 got.append(await link.receive())
     assert got == [b"last words %d" % number for number in range(50)]
@@ -184,7 +184,7 @@ async def test_a_peer_that_does_not_read_ends_the_link_not_the_sender(
 
     server.handle("/test/deaf/1", deaf, frame_bytes_max=FRAME_MAX)
     deaf_link = await client.open(server.peer, "/test/deaf/1", frame_bytes_max=FRAME_MAX)
-    with trio.fail_after(20), pytest.raises(Unavailable) as caught:
+    with trio.fail_after(20), pytest.raises(Unavailable) as caught:  # noqa: PT012
         while True:
             await deaf_link.send(b"x" * MIB)
     assert "did not read" in caught.value.message

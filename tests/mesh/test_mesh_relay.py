@@ -173,7 +173,7 @@ async def test_a_circuit_ends_at_its_byte_limit(nursery: trio.Nursery) -> None:
     owner = await hidden(nursery, relay)
     worker = await visitor(nursery, relay)
     link = await open_patiently(worker, owner.peer)
-    with trio.fail_after(PATIENCE_S), pytest.raises(Unavailable):
+    with trio.fail_after(PATIENCE_S), pytest.raises(Unavailable):  # noqa: PT012
         while True:
             await link.send(b"x" * 32 * KIB)
             await link.receive()

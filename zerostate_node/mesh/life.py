@@ -101,6 +101,7 @@ class Life:
         self._admit = admit
         self._links: dict[StreamLink, Any] = {}  # open links, and the connection each is on
         self._open: set[Any] = set()  # connections that are up
+        self._dying = False
         self._nursery: trio.Nursery | None = None
         listen_ws = [Multiaddr(text) for text in settings.listen if parse_addr(text).ws]
         self.host: Any = new_host(
@@ -210,6 +211,10 @@ class Life:
         return tuple(dict.fromkeys(bound))
 
     async def _close_conns(self) -> None:
+        with trio.move_on_after(CLOSE_S_MAX, shield=True), contextlib.suppress(Exception):
+            # First the door: who comes now would be sent away after the handshake.
+            for listener in tuple(self.network.listeners.values()):
+                await listener.close()  # bulkhead: it is over either way
         # The library takes 0.2 s for each, one after the other: together instead.
         conns, self._open = self._open, set()
         with trio.move_on_after(CLOSE_S_MAX, shield=True):
@@ -223,7 +228,7 @@ class Life:
 
     def _down(self) -> None:
         """Everyone is gone: links end, peers are told off. Sync, and only once."""
-        self.up = False
+        self.up, self._dying = False, True
         self._nursery = None
         for link in tuple(self._links):
             link.end("libp2p restarts")
@@ -256,6 +261,8 @@ class Life:
         """A connection came up: admit the peer or close it."""
         peer = peer_of(conn)
         self._open.add(conn)
+        if self._dying:
+            return  # `_close_conns` takes it
         try:
             public_key_of(peer)
             admitted = self._admit(peer)
