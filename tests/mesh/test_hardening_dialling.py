@@ -3,6 +3,9 @@ from __future__ import annotations
 import mesh_hardening_lab as lab
 import pytest
 import trio
+from libp2p import generate_new_ed25519_identity
+from libp2p.peer.id import ID
+from multiaddr import Multiaddr
 
 from zerostate_node.errors import Unavailable
 from zerostate_node.mesh import hardening
@@ -57,8 +60,8 @@ async def test_a_failed_dial_names_each_address_and_its_reason() -> None:
 
 async def test_a_failed_dial_is_not_held_against_the_peer() -> None:
     async with lab.running() as alice:
-        key = lab.generate_new_ed25519_identity()
-        peer = lab.ID.from_pubkey(key.public_key)
+        key = generate_new_ed25519_identity()
+        peer = ID.from_pubkey(key.public_key)
         with pytest.raises(Unavailable):
             await hardening.dial_all(alice.host, peer, [DEAD], timeout_s=5)
         alice.network._negative_peer_cache.mark_failed(str(peer))
@@ -94,7 +97,7 @@ async def test_a_denied_network_is_not_dialled() -> None:
 
 async def test_a_dial_takes_no_quarter_of_a_second() -> None:
     async with lab.running() as alice, lab.running() as bob:
-        alice.host.get_peerstore().add_addrs(bob.peer, [lab.Multiaddr(bob.addr)], 60)
+        alice.host.get_peerstore().add_addrs(bob.peer, [Multiaddr(bob.addr)], 60)
         times_s = []
         for _ in range(3):  # libp2p dials by itself when a stream is opened
             started = trio.current_time()

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Any
 
 import mesh_hardening_lab as lab
 import pytest
 import trio
+from libp2p.identity.identify.pb.identify_pb2 import Identify
 from libp2p.network.stream.exceptions import StreamError
 from libp2p.relay.circuit_v2.protocol import CircuitV2Protocol
 
@@ -122,38 +124,37 @@ async def test_a_negotiation_line_has_a_bound() -> None:
                 await stream.read(100)
 
 
-async def test_an_identify_answer_has_a_bound() -> None:
+@pytest.mark.parametrize("way", ["answered", "pushed"])
+@pytest.mark.parametrize(("count", "taken"), [(10, True), (20_000, False)])
+async def test_what_a_peer_says_about_itself_has_a_bound(way: str, count: int, taken: bool) -> None:
+    message = Identify(protocols=[f"/zs/test/{n}" for n in range(count)]).SerializeToString()
+    assert (len(message) < 32_000) == taken
     async with lab.running() as victim, lab.running(hardened=False) as evil:
-        taken = 0
-        over = trio.Event()
 
-        async def flood(stream: Any) -> None:
-            nonlocal taken
-            try:
-                await stream.write(b"\xff\xff\xff\x7f")
-                while True:
-                    await stream.write(bytes(65_536))
-                    taken += 65_536
-            except Exception:
-                over.set()
+        async def boast(stream: Any) -> None:
+            with contextlib.suppress(StreamError):
+                await stream.write(lab.rpc(message))
+                await stream.close()
 
-        evil.host.get_mux().add_handler("/ipfs/id/1.0.0", flood)
-        await evil.dial(victim)
-        with trio.fail_after(4):  # without the bound: ten seconds of as much as the line carries
-            await over.wait()
-        assert taken < 2 << 20
-        await victim.ping(evil)
+        def known() -> list[str]:
+            store = victim.host.get_peerstore()
+            return list(store.get_protocols(evil.peer)) if store.has_peer(evil.peer) else []
 
-
-async def test_an_identify_push_has_a_bound() -> None:
-    async with lab.running() as victim, lab.running() as evil:
-        await evil.dial(victim)
-        stream = await evil.host.new_stream(victim.peer, ["/ipfs/id/push/1.0.0"])
-        with trio.fail_after(5), pytest.raises(StreamError):  # noqa: PT012
-            await stream.write(lab.rpc(bytes(500_000)))
-            while True:
-                await stream.read(1)
-        await evil.ping(victim)
+        if way == "answered":
+            evil.host.get_mux().add_handler("/ipfs/id/1.0.0", boast)
+            await evil.dial(victim)
+        else:
+            await evil.dial(victim)
+            await lab.until(lambda: evil.peer in victim.host._identified_peers)
+            stream = await evil.host.new_stream(victim.peer, ["/ipfs/id/push/1.0.0"])
+            await boast(stream)
+        if taken:
+            await lab.until(lambda: "/zs/test/9" in known())
+        else:
+            await victim.ping(evil)
+            await lab.until(lambda: not victim.host._identify_inflight)
+            await trio.sleep(0.3)
+            assert len(known()) < 100
 
 
 async def test_streams_above_the_cap_are_named_as_misconduct() -> None:
@@ -165,8 +166,13 @@ async def test_streams_above_the_cap_are_named_as_misconduct() -> None:
         assert all(isinstance(error, ConductError) for _, _, error in victim.faults)
 
 
-async def test_garbage_on_every_built_in_protocol_leaves_the_host_answering() -> None:
-    async with lab.running(gossip=True) as victim, lab.running() as evil, lab.running() as friend:
+@pytest.mark.parametrize("fixed", [True, False], ids=["fixed_pubsub", "guards_alone"])
+async def test_garbage_on_every_built_in_protocol_leaves_the_host_answering(fixed: bool) -> None:
+    async with (
+        lab.running(gossip=True, fixed=fixed) as victim,
+        lab.running() as evil,
+        lab.running() as friend,
+    ):
         relay = CircuitV2Protocol(victim.host, allow_hop=True)
         for protocol, handler in (
             ("/libp2p/circuit/relay/0.2.0/hop", relay._handle_hop_stream),

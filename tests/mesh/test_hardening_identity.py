@@ -9,6 +9,7 @@ from libp2p.crypto.keys import KeyPair
 from libp2p.peer.id import ID
 from libp2p.security.insecure.transport import PLAINTEXT_PROTOCOL_ID, InsecureTransport
 from libp2p.security.secio import transport as secio
+from multiaddr import Multiaddr
 
 from zerostate_node.errors import Unavailable
 
@@ -58,7 +59,7 @@ async def test_a_channel_other_than_noise_is_refused(protocol: str) -> None:
 async def test_a_thousand_strangers_do_not_push_our_own_key_out() -> None:
     async with lab.running() as node, lab.running() as friend:
         store = node.host.get_peerstore()
-        addr = [lab.Multiaddr("/ip4/192.0.2.1/tcp/1")]
+        addr = [Multiaddr("/ip4/192.0.2.1/tcp/1")]
         for n in range(1_200):
             stranger = ID(b"\x12\x20" + n.to_bytes(32, "big"))
             store.add_addrs(stranger, addr, 60)

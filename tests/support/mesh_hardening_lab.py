@@ -2,7 +2,7 @@
 Real libp2p hosts on loopback for the hardening tests, and tools for being a hostile one.
 
 MESH_TEST_WITHOUT=name leaves one remedy out (a patch function's name, or guard_all, fix_pubsub,
-noise_only, make_gossip, connection_config): the test for it must fail then.
+noise_only, make_gossip, connection_config, dial_all): the tests for it must fail then.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from libp2p import generate_new_ed25519_identity, new_host
 from libp2p.crypto.keys import KeyPair
 from libp2p.network.config import ConnectionConfig
 from libp2p.peer.id import ID
+from libp2p.peer.peerinfo import PeerInfo
 from libp2p.pubsub.gossipsub import GossipSub
 from libp2p.pubsub.pubsub import Pubsub
 from libp2p.stream_muxer.yamux import yamux
 from libp2p.tools.anyio_service import background_trio_service
 from multiaddr import Multiaddr
 
+from zerostate_node.errors import Unavailable
 from zerostate_node.mesh import hardening
 from zerostate_node.mesh.hardening import patches
 
@@ -33,6 +35,17 @@ WITHOUT = os.environ.get("MESH_TEST_WITHOUT", "")
 
 patches.PATCHES = tuple(patch for patch in patches.PATCHES if patch.__name__ != WITHOUT)
 hardening.install()
+
+if WITHOUT == "dial_all":
+
+    async def connect(host: Any, peer_id: ID, addrs: Sequence[str], *, timeout_s: float) -> None:
+        try:
+            with trio.fail_after(timeout_s):
+                await host.connect(PeerInfo(peer_id, [Multiaddr(addr) for addr in addrs]))
+        except Exception as error:
+            raise Unavailable(str(error), code="unreachable") from error
+
+    hardening.dial_all = connect
 
 MESHSUB = "/meshsub/1.1.0"
 
@@ -88,6 +101,7 @@ def build(
     config: ConnectionConfig | None = None,
     listen: Sequence[str] = ("/ip4/127.0.0.1/tcp/0",),
     gossip: bool = False,
+    fixed: bool = True,
     hardened: bool = True,
     sec_opt: Any = None,
     streams_per_peer_max: int = 64,
@@ -98,7 +112,9 @@ def build(
     forgers: list[str] = []
     if sec_opt is None and WITHOUT != "noise_only":
         sec_opt = hardening.noise_only(key)
-    if config is None and WITHOUT != "connection_config":
+    if WITHOUT == "connection_config":
+        config = None
+    elif config is None:
         config = hardening.connection_config(max_connections=64)
     host = new_host(
         key_pair=key,
@@ -116,7 +132,7 @@ def build(
         else:
             router = hardening.make_gossip()
         pubsub = Pubsub(host, router, strict_signing=True)
-        if hardened and WITHOUT != "fix_pubsub":
+        if hardened and fixed and WITHOUT != "fix_pubsub":
             hardening.fix_pubsub(pubsub, on_forged=forgers.append, on_fault=report)
     return Node(host, pubsub, key, faults, forgers)
 

@@ -51,8 +51,8 @@ def bound_identify() -> None:
     """
     Bound identify messages, asked for and pushed.
 
-    When the length-prefixed read failed, the host fell back to reading whatever came, without a
-    bound, for ten seconds; and the bound of a good one was 1 MiB for each peer that connects.
+    Each peer that connects could leave 1 MiB of protocols and records in the peer store; and of a
+    longer message the host parsed whatever part came next.
     """
     original = varint.read_length_prefixed_protobuf
 
@@ -64,7 +64,7 @@ def bound_identify() -> None:
                 stream, use_varint_format, min(max_length, IDENTIFY_BYTES_MAX)
             )
         except BaseException:
-            # So that a fallback to an unbounded read finds nothing to read.
+            # The host falls back to a plain read then: it is to find nothing.
             await stream.reset()
             raise
         return message

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import libp2p
+import libp2p.network.stream.net_stream as net_stream
 import trio
 from libp2p.custom_types import TProtocol
 from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.stream_muxer.yamux import yamux
 
 FRAME_WRITE_CAP_S = 30.0  # a frame that takes longer than this ends the connection
-CLOSE_CAP_S = 1.0  # for a stream's FIN or RST from a cancelled scope
+CUT_CAP_S = 1.0  # to close a connection that is torn anyway
 WINDOW_BYTES_MAX = 1 << 20  # credit one stream may have; libp2p lets it grow to 16 MiB
 OVERRUN_BYTES_MAX = 256 << 10  # unread data beyond a stream's window after which a peer is cut
 
@@ -23,8 +24,8 @@ SIGNATURES = {
     "libp2p.stream_muxer.yamux.yamux:Yamux._write_frame": "self,data",
     "libp2p.stream_muxer.yamux.yamux:Yamux._cleanup_on_error": "self",
     "libp2p.stream_muxer.yamux.yamux:YamuxStream.__init__": "self,stream_id,conn,is_initiator",
-    "libp2p.stream_muxer.yamux.yamux:YamuxStream.close": "self",
-    "libp2p.stream_muxer.yamux.yamux:YamuxStream.reset": "self",
+    "libp2p.network.stream.net_stream:NetStream.close": "self",
+    "libp2p.network.stream.net_stream:NetStream.reset": "self",
     "libp2p.stream_muxer.yamux.yamux:YamuxStream._auto_tune_and_send_window_update": (
         "self,bytes_read"
     ),
@@ -98,12 +99,13 @@ def read_without_loss() -> None:
 
 def close_although_cancelled() -> None:
     """
-    Send FIN and RST from a cancelled scope too, as trio promises of every `aclose`.
+    Close and reset streams from a cancelled scope too, as trio promises of every `aclose`.
 
-    Else the peer keeps the stream, and one of the 256 places for streams of ours is lost.
+    Else the peer keeps the stream, and here one of the 256 places for streams of ours on this
+    connection and one of the host's are lost.
     """
     for name in ("close", "reset"):
-        setattr(yamux.YamuxStream, name, _within_cap(getattr(yamux.YamuxStream, name)))
+        setattr(net_stream.NetStream, name, _outliving(getattr(net_stream.NetStream, name)))
 
 
 def enforce_windows() -> None:
@@ -132,19 +134,42 @@ def enforce_windows() -> None:
     yamux.YamuxStream.recv_window = property(get, put)
 
 
-def _within_cap(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _outliving(original: Callable[[Any], Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
+    """Run a stream's ending as a task of its connection: who asked for it may be cancelled."""
+
     @functools.wraps(original)
     async def end(self: Any) -> None:
-        with trio.move_on_after(CLOSE_CAP_S) as scope:
-            scope.shield = True
+        conn = self.muxed_conn
+        nursery = getattr(conn, "_nursery", None)
+        if nursery is None or conn.event_shutting_down.is_set():
             await original(self)
+            return
+        done = trio.Event()
+        failed: list[Exception] = []
+
+        async def run() -> None:
+            try:
+                await original(self)
+            except Exception as error:  # goes to whoever waits, not to the connection's nursery
+                failed.append(error)
+            finally:
+                done.set()
+
+        try:
+            nursery.start_soon(run)
+        except RuntimeError:  # the connection has ended, and its nursery with it
+            await original(self)
+            return
+        await done.wait()
+        if failed:
+            raise failed[0]
 
     return end
 
 
 async def _cut(conn: Any) -> None:
     """Close a connection whose outgoing bytes are torn, whatever state it is in."""
-    with trio.move_on_after(CLOSE_CAP_S) as scope:
+    with trio.move_on_after(CUT_CAP_S) as scope:
         scope.shield = True
         await conn._cleanup_on_error()
 
