@@ -169,7 +169,7 @@ class LedgerHistories(RuleBasedStateMachine):
 
 
 LedgerHistories.TestCase.settings = settings(
-    max_examples=40,
+    max_examples=20,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -264,3 +265,50 @@ async def test_a_refusal_is_a_value_and_does_not_stop_the_writer(tmp_path: Path)
         (answer,) = await ledger.commit([lease("0" * 26, 1)])
         assert isinstance(answer, Refused)
         assert ledger.stats()["failures"] == 0
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "fdatasync:error=EIO:when=30..32",
+        "fdatasync:error=EIO:when=30+3",
+        "pwrite64:error=ENOSPC:when=60..90",
+        "pwrite64:error=EIO:when=60",
+    ],
+)
+def test_a_disk_that_fails_in_the_middle_loses_nothing_that_was_acknowledged(
+    tmp_path: Path, fault: str
+) -> None:
+    if not can_trace():
+        pytest.skip("strace cannot trace here")
+    path = tmp_path / "ledger.sqlite"
+    injection = ["-f", "-qq", "-o", os.devnull, "-e", f"inject={fault}"]
+    child = subprocess.run(
+        ["strace", *injection, sys.executable, str(SUPPORT / "ledger_fault_child.py"), str(path)],
+        capture_output=True,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{SUPPORT}"},
+        timeout=60,
+        check=False,
+    )
+    lines = [line.split() for line in child.stdout.decode().splitlines()]
+    assert len(lines) == 40, child.stderr.decode()[-2000:]
+    failed = {code for code, _ in lines if code != "ok"}
+    assert failed, "the fault had no effect"
+    assert failed <= {"disk_error", "disk_full"}
+    acknowledged = [task_id for code, task_id in lines if code == "ok"]
+    assert acknowledged
+
+    async def reopen() -> None:
+        async with SqliteLedger(path, now_ms=lambda: T0) as ledger:
+            there = {task.spec.task_id for task in await ledger.live()}
+            assert set(acknowledged) <= there
+
+    trio.run(reopen)
+
+
+def can_trace() -> bool:
+    strace = shutil.which("strace")
+    if strace is None:
+        return False
+    tried = subprocess.run([strace, "-qq", "true"], capture_output=True, check=False)
+    return tried.returncode == 0
