@@ -224,3 +224,23 @@ async def test_websocket_is_spoken_too(nursery: trio.Nursery) -> None:
     await link.send(b"w" * 100_000)
     with trio.fail_after(PATIENCE_S):
         assert await link.receive() == b"w" * 100_000
+
+
+async def test_strangers_cannot_take_the_places_our_anchors_need(nursery: trio.Nursery) -> None:
+    anchor_key = os.urandom(32)
+    anchor_addr = await free_addr(nursery, anchor_key)
+    victim = make_mesh(listen=LOOPBACK, connections_max=8, bootstrap=(anchor_addr,))
+    await start(nursery, victim)
+    for _ in range(12):
+        stranger = make_mesh(bootstrap=victim.status().listen_addrs, relay_use="never")
+        await start(nursery, stranger)
+
+    def crowded() -> bool:
+        life = victim._life
+        return life is not None and victim.status().peers_connected >= life._inbound_max
+
+    await until(crowded, "the strangers to crowd in")
+    anchor = make_mesh(anchor_key, listen=(bare(anchor_addr),))
+    await start(nursery, anchor)
+    await connected(victim, anchor.peer)
+    assert victim.status().peers_connected <= 8

@@ -114,6 +114,11 @@ class Life:
             disable_identify_address_discovery=True,
         )
         self.network: Any = self.host.get_network()
+        # Strangers may take most places, never all: our own dials to anchors need some.
+        self._inbound_max = settings.connections_max - max(
+            1, min(16, settings.connections_max // 4)
+        )
+        self.network._inbound_limiter.total_tokens = self._inbound_max
         # Nobody but us decides whom to dial: the library would dial what identify told it.
         self.network.dial_peer = _refuse_to_dial
         self.router: Any = hardening.make_gossip()
@@ -268,12 +273,14 @@ class Life:
             admitted = self._admit(peer)
         except WireError:
             admitted = False  # a key of another kind has no place in this network
+        inbound = conn.direction == Direction.INBOUND
+        if inbound and len(self._open) > self._inbound_max:
+            admitted = False  # those that come through relays pass by the limiter
         if not admitted:
             log.info("peer refused", peer=peer)
             if self._nursery is not None:
                 self._nursery.start_soon(_close_quietly, conn)
             return
-        inbound = conn.direction == Direction.INBOUND
         if inbound and not is_relayed(conn):
             self.inbound_seen = True
         if peer not in self.states:
