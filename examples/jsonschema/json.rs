@@ -7,10 +7,10 @@ pub const DEPTH_MAX: usize = 256;
 pub enum Value {
     Null,
     Bool(bool),
-    Number(Number),
+    Number(Box<str>), // its text: most numbers are only passed over
     String(String),
     Array(Vec<Value>),
-    Object(Object),
+    Object(Box<Object>),
 }
 
 /// Keys in the order of the text, and found by binary search.
@@ -37,7 +37,7 @@ impl Value {
         match self {
             Value::Null => "null",
             Value::Bool(_) => "boolean",
-            Value::Number(n) if n.is_integer() => "integer",
+            Value::Number(n) if Number::new(n).is_integer() => "integer",
             Value::Number(_) => "number",
             Value::String(_) => "string",
             Value::Array(_) => "array",
@@ -65,7 +65,7 @@ impl Value {
             Value::Null => out.push_str("null"),
             Value::Bool(true) => out.push_str("true"),
             Value::Bool(false) => out.push_str("false"),
-            Value::Number(n) => out.push_str(&n.canonical()),
+            Value::Number(n) => out.push_str(&Number::new(n).canonical()),
             Value::String(text) => write_string(out, text),
             Value::Array(items) => {
                 out.push('[');
@@ -91,7 +91,7 @@ impl Value {
 
     pub fn equals(&self, other: &Value) -> bool {
         match (self, other) {
-            (Value::Number(a), Value::Number(b)) => a.compare(b).is_eq(),
+            (Value::Number(a), Value::Number(b)) => a == b || Number::new(a).compare(&Number::new(b)).is_eq(),
             (Value::String(a), Value::String(b)) => a == b,
             (Value::Array(a), Value::Array(b)) => {
                 a.len() == b.len() && a.iter().zip(b).all(|(x, y)| x.equals(y))
@@ -206,7 +206,7 @@ impl<'a> Parser<'a> {
         self.at += 1;
         if self.space() == Some(b'}') {
             self.at += 1;
-            return Ok(Value::Object(Object { entries, sorted: Vec::new() }));
+            return Ok(Value::Object(Box::new(Object { entries, sorted: Vec::new() })));
         }
         loop {
             if self.space() != Some(b'"') {
@@ -233,7 +233,7 @@ impl<'a> Parser<'a> {
             write_string(&mut name, &entries[pair[0] as usize].0);
             return Err(self.error(&format!("the key {} stands twice in this object", name)));
         }
-        Ok(Value::Object(Object { entries, sorted }))
+        Ok(Value::Object(Box::new(Object { entries, sorted })))
     }
 
     fn digits(&mut self) -> Result<(), String> {
@@ -268,7 +268,7 @@ impl<'a> Parser<'a> {
             }
             self.digits()?;
         }
-        Ok(Value::Number(Number::new(&self.text[from..self.at])))
+        Ok(Value::Number(self.text[from..self.at].into()))
     }
 
     fn hex4(&mut self) -> Result<u32, String> {

@@ -17,7 +17,7 @@ mod refs;
 mod regex;
 mod validate;
 
-const INPUT_BYTES_MAX: u64 = 8 << 20;
+const INPUT_BYTES_MAX: u64 = 4 << 20;
 const USAGE: &str = "usage: jsonschema [--format] [--max-errors=1..10000]";
 
 fn fail(code: i32, message: &str) -> ! {
@@ -45,7 +45,7 @@ fn main() {
         fail(1, "cannot read the input");
     }
     if raw.len() as u64 > INPUT_BYTES_MAX {
-        fail(1, "the input is larger than 8 MiB");
+        fail(1, "the input is larger than 4 MiB");
     }
     let text = String::from_utf8(raw).unwrap_or_else(|_| fail(1, "the input is not UTF-8"));
     let request = json::parse(&text).unwrap_or_else(|why| fail(1, &why));
@@ -73,7 +73,7 @@ fn main() {
         }
         out.push_str("\n    }");
     }
-    let more = validator.findings.len().saturating_sub(errors_max);
+    let more = validator.findings.len().saturating_sub(errors_max) + validator.dropped;
     out.push_str(if validator.findings.is_empty() { "]" } else { "\n  ]" });
     if more > 0 {
         out.push_str(&format!(",\n  \"more\": {}", more));

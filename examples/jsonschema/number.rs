@@ -2,18 +2,17 @@
 
 use std::cmp::Ordering;
 
-#[derive(Clone)]
-pub struct Number {
-    pub text: String,
+pub struct Number<'a> {
+    pub text: &'a str,
     /// `mantissa * 10^exponent`, without zeros at its end; `None` past 36 digits.
     exact: Option<(i128, i32)>,
     approx: f64,
     whole: bool,
 }
 
-impl Number {
+impl<'a> Number<'a> {
     /// From the text of a number that is known to be JSON's grammar.
-    pub fn new(text: &str) -> Number {
+    pub fn new(text: &'a str) -> Number<'a> {
         let (body, exponent) = match text.find(|c| c == 'e' || c == 'E') {
             Some(i) => (&text[..i], text[i + 1..].parse::<i64>().unwrap_or_else(|_| huge(&text[i + 1..]))),
             None => (text, 0),
@@ -39,7 +38,7 @@ impl Number {
             None
         };
         Number {
-            text: text.to_string(),
+            text,
             exact: mantissa.map(|m| (if negative { -m } else { m }, exponent)),
             approx: text.parse().unwrap_or(0.0),
             whole: exponent >= 0,

@@ -88,6 +88,8 @@ impl Registry {
 /// The URI that holds inside `schema`, given the one around it.
 pub fn base_of(schema: &Value, around: &str) -> String {
     match schema.get("$id").and_then(Value::as_str) {
+        // a longer one is no address that anybody refers to, only memory
+        Some(id) if id.len() > 4096 => around.to_string(),
         Some(id) => join(around, id).trim_end_matches('#').to_string(),
         None => around.to_string(),
     }

@@ -354,7 +354,7 @@ impl Regex {
 
     /// How much work one match over a text of this many bytes may be.
     pub fn cost(&self, bytes: usize) -> usize {
-        self.steps.len().saturating_mul(bytes + 1)
+        self.steps.len().saturating_mul(bytes + 1).saturating_add(500)
     }
 
     fn compile(&mut self, node: &Node) -> Result<(), String> {

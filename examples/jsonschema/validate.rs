@@ -8,14 +8,18 @@ use crate::regex::Regex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-const DEPTH_MAX: usize = 512;
-const WORK_MAX: usize = 1_000_000_000;
+const DEPTH_MAX: usize = 160;
+const WORK_MAX: usize = 4_000_000_000;
+const FINDINGS_MAX: usize = 20_000;
+const FINDINGS_BYTES_MAX: usize = 32 << 20;
+const PATH_BYTES_MAX: usize = 1 << 20;
 
 /// One finding, in the words of the standard's output: both locations are JSON Pointers.
 pub struct Finding {
     pub instance: String,
     pub keyword: String,
     pub error: String,
+    bytes: usize,
 }
 
 /// What of the instance was looked at by keywords that passed; for `unevaluated*`.
@@ -43,6 +47,9 @@ pub struct Validator {
     depth: usize,
     work: usize,
     pub findings: Vec<Finding>,
+    findings_bytes: usize,
+    /// Findings past what is kept.
+    pub dropped: usize,
 }
 
 /// The schema itself is at fault, or asks for too much: no verdict.
@@ -61,6 +68,8 @@ impl Validator {
             depth: 0,
             work: 0,
             findings: Vec::new(),
+            findings_bytes: 0,
+            dropped: 0,
         }
     }
 
@@ -70,12 +79,24 @@ impl Validator {
 
     // -- findings and paths -------------------------------------------------------------------------
     fn fail(&mut self, keyword: &str, error: String) -> bool {
+        let bytes = self.instance_path.len() + self.keyword_path.len() + error.len() + 64;
+        if self.findings.len() >= FINDINGS_MAX || self.findings_bytes + bytes > FINDINGS_BYTES_MAX {
+            self.dropped += 1;
+            return false;
+        }
+        self.findings_bytes += bytes;
         let mut location = self.keyword_path.clone();
         if !keyword.is_empty() {
             push_token(&mut location, keyword);
         }
-        self.findings.push(Finding { instance: self.instance_path.clone(), keyword: location, error });
+        self.findings.push(Finding { instance: self.instance_path.clone(), keyword: location, error, bytes });
         false
+    }
+
+    /// Take back what was found since there were `start` findings: that branch did not matter.
+    fn forget(&mut self, start: usize) {
+        self.findings_bytes -= self.findings[start..].iter().map(|f| f.bytes).sum::<usize>();
+        self.findings.truncate(start);
     }
 
     fn spend(&mut self, work: usize) -> Outcome<()> {
@@ -99,6 +120,9 @@ impl Validator {
         keyword.iter().for_each(|token| push_token(&mut self.keyword_path, token));
         if let Some(token) = part {
             push_token(&mut self.instance_path, token);
+        }
+        if self.keyword_path.len() + self.instance_path.len() > PATH_BYTES_MAX {
+            return Err("a location is longer than 1 MiB".into());
         }
         let result = self.check(schema, instance, base);
         self.keyword_path.truncate(k);
@@ -124,7 +148,7 @@ impl Validator {
 
     // -- one schema ------------------------------------------------------------------------------------
     fn check(&mut self, schema: &'static Value, instance: &Value, base: &str) -> Outcome<(bool, Seen)> {
-        self.spend(100)?;
+        self.spend(1000)?;
         let object = match schema {
             Value::Bool(true) => return Ok((true, Seen::default())),
             Value::Bool(false) => {
@@ -235,7 +259,7 @@ impl Validator {
             }
         }
         match instance {
-            Value::Number(number) => ok &= self.number(schema, number),
+            Value::Number(text) => ok &= self.number(schema, &Number::new(text)),
             Value::String(text) => ok &= self.string(schema, text)?,
             _ => {}
         }
@@ -245,11 +269,11 @@ impl Validator {
     fn number(&mut self, schema: &'static Object, n: &Number) -> bool {
         let mut ok = true;
         let limit = |keyword: &str| match schema.get(keyword) {
-            Some(Value::Number(limit)) => Some(limit),
+            Some(Value::Number(limit)) => Some(Number::new(limit)),
             _ => None,
         };
         if let Some(step) = limit("multipleOf") {
-            if !n.is_multiple_of(step) {
+            if !n.is_multiple_of(&step) {
                 ok = self.fail("multipleOf", format!("{} is not a multiple of {}", n.text, step.text));
             }
         }
@@ -260,7 +284,7 @@ impl Validator {
             ("exclusiveMinimum", "not more than"),
         ] {
             if let Some(bound) = limit(keyword) {
-                let order = n.compare(bound);
+                let order = n.compare(&bound);
                 let good = match keyword {
                     "maximum" => order.is_le(),
                     "exclusiveMaximum" => order.is_lt(),
@@ -300,9 +324,9 @@ impl Validator {
         for (side, word) in [("min", "fewer than"), ("max", "more than")] {
             let keyword = [side, what].concat();
             if let Some(Value::Number(bound)) = schema.get(&keyword) {
-                let limit = bound.as_count().unwrap_or(if side == "min" { 0 } else { usize::MAX });
+                let limit = Number::new(bound).as_count().unwrap_or(if side == "min" { 0 } else { usize::MAX });
                 if (side == "min" && have < limit) || (side == "max" && have > limit) {
-                    ok = self.fail(&keyword, format!("has {} {}, {} {}", have, unit, word, bound.text));
+                    ok = self.fail(&keyword, format!("has {} {}, {} {}", have, unit, word, bound));
                 }
             }
         }
@@ -340,9 +364,9 @@ impl Validator {
                 _ => n == 1,
             };
             if good {
-                self.findings.truncate(start);
+                self.forget(start);
             } else if keyword == "oneOf" && n > 1 {
-                self.findings.truncate(start);
+                self.forget(start);
                 ok = self.fail(keyword, format!("matches {} of the schemas, not one", passed.join(" and ")));
             } else if keyword == "allOf" {
                 ok = false; // the findings inside say it all
@@ -353,7 +377,7 @@ impl Validator {
         if let Some(not) = schema.get("not") {
             let start = self.findings.len();
             let (good, _) = self.descend(&["not"], None, not, instance, base)?;
-            self.findings.truncate(start);
+            self.forget(start);
             if good {
                 ok = self.fail("not", "matches the schema that it must not match".into());
             }
@@ -361,7 +385,7 @@ impl Validator {
         if let Some(condition) = schema.get("if") {
             let start = self.findings.len();
             let (holds, more) = self.descend(&["if"], None, condition, instance, base)?;
-            self.findings.truncate(start);
+            self.forget(start);
             if holds {
                 seen.add(more);
             }
@@ -556,9 +580,9 @@ impl Validator {
                 }
             }
         }
-        self.findings.truncate(start);
+        self.forget(start);
         let bound = |keyword: &str| match schema.get(keyword) {
-            Some(Value::Number(n)) => n.as_count(),
+            Some(Value::Number(n)) => Number::new(n).as_count(),
             _ => None,
         };
         let (low, high) = (bound("minContains").unwrap_or(1), bound("maxContains"));
