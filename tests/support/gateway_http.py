@@ -85,7 +85,7 @@ async def serve(desk: Desk, **settings: Any) -> AsyncIterator[Served]:
                 def started(self, value: str = "") -> None:
                     task_status.started((value, scope))
 
-            await gateway.run(task_status=Started())  # type: ignore[arg-type]
+            await gateway.run(task_status=Started())
         ended.set()
 
     async with trio.open_nursery() as nursery:

@@ -58,6 +58,7 @@ class RequestBody:
         self._declared = declared
         self._handed_over = False
         self._gone = False
+        self._held = 0
         self.present = present
         self.finished = trio.Event()
         if not present:
@@ -99,13 +100,16 @@ class RequestBody:
     async def read(self, limit: int) -> bytes:
         """The whole body, of at most `limit` bytes."""
         whole = bytearray()
-        try:
-            async for piece in self.chunks(limit):
-                self._budget.take(len(piece))
-                whole += piece
-            return bytes(whole)
-        finally:
-            self._budget.give(len(whole))
+        async for piece in self.chunks(limit):
+            self._budget.take(len(piece))
+            self._held += len(piece)
+            whole += piece
+        return bytes(whole)
+
+    def close(self) -> None:
+        """The exchange is over: what it held in memory is free."""
+        self._budget.give(self._held)
+        self._held = 0
 
     async def drain(self) -> None:
         """

@@ -93,9 +93,12 @@ class Shell:
         if not present:
             await self._run(scope, Answerer(exchange, send, None), exchange)
             return
-        async with trio.open_nursery() as nursery:
-            await self._run(scope, Answerer(exchange, send, nursery), exchange)
-            nursery.cancel_scope.cancel()  # a body that nobody took to its end
+        try:
+            async with trio.open_nursery() as nursery:
+                await self._run(scope, Answerer(exchange, send, nursery), exchange)
+                nursery.cancel_scope.cancel()  # a body that nobody took to its end
+        finally:
+            exchange.body.close()
 
     async def _run(self, scope: dict[str, Any], answer: Answerer, exchange: Exchange) -> None:
         try:
