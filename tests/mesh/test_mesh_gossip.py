@@ -167,3 +167,55 @@ async def test_a_flood_is_cut_to_its_rate_and_then_dropped(
     )
     assert len(inbox) < 50
     assert victim.status().gossip_dropped >= 100
+
+
+async def test_a_peer_whose_old_connection_outlives_its_restart_is_not_left_deaf(
+    nursery: trio.Nursery,
+) -> None:
+    listener = make_mesh(listen=LOOPBACK)
+    await start(nursery, listener)
+    inbox = listen_to(nursery, listener)
+    key = os.urandom(32)
+    # The old life hangs on while the new one is up already, as after a crash or a lost network.
+    old = make_mesh(key, bootstrap=listener.status().listen_addrs)
+    stop = await start(nursery, old)
+    await meshed(old, 1)
+    new = make_mesh(key, bootstrap=listener.status().listen_addrs)
+    await start(nursery, new)
+    await connected(new, listener.peer)
+    await stop()
+    received = listen_to(nursery, new)
+    await meshed(new, 1)
+    assert await new.publish(TOPIC, b"up")
+    await until(lambda: [heard.data for heard in inbox] == [b"up"], "the new life to be heard")
+
+    def known() -> bool:
+        life = listener._life
+        return life is not None and bool(life.pubsub.peer_topics.get(TOPIC))
+
+    await until(known, "its subscription to be known")
+    assert await listener.publish(TOPIC, b"down")
+    await until(lambda: [heard.data for heard in received] == [b"down"], "it to hear")
+
+
+async def test_a_gossip_stream_that_breaks_is_opened_again_and_nothing_forgotten(
+    nursery: trio.Nursery,
+) -> None:
+    hearer = make_mesh(listen=LOOPBACK)
+    await start(nursery, hearer)
+    inbox = listen_to(nursery, hearer)
+    author = make_mesh(bootstrap=hearer.status().listen_addrs)
+    await start(nursery, author)
+    await meshed(author, 1)
+    life = author._life
+    assert life is not None
+    [broken] = life.pubsub.peers.values()
+    await broken.reset()
+
+    def reopened() -> bool:
+        return all(not stream.is_closed for stream in life.pubsub.peers.values())
+
+    await until(lambda: life.pubsub.peers and reopened(), "a new stream")
+    await meshed(author, 1)
+    assert await author.publish(TOPIC, b"again")
+    await until(lambda: [heard.data for heard in inbox] == [b"again"], "it to be heard")
