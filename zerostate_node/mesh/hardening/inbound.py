@@ -18,6 +18,7 @@ SIGNATURES = {
     "libp2p.network.swarm:Swarm._do_handle_inbound_connection": (
         "self,read_write_closer,maddr,failure_event"
     ),
+    "libp2p.network.swarm:Swarm._handle_inbound_connection": "self,read_write_closer,maddr",
     "libp2p.network.swarm:Swarm.upgrade_inbound_raw_conn": "self,raw_conn,maddr",
     "libp2p.network.swarm:Swarm._build_remote_multiaddr": "self,read_write_closer",
     "libp2p.network.swarm:Swarm._dial_addr_single_attempt": "self,addr,peer_id,source",
@@ -116,19 +117,19 @@ class _Upgrading:
     """
     The connections of one swarm that have not shown who they are yet.
 
-    Full means: half of the inbound slots are handshaking. Then the oldest handshake of the address
-    that has most of them is given up: an honest one takes some 30 ms, a silent one its whole time.
-    So silent connections never fill the node, nor keep out a peer behind the same address.
+    Full means: this one took the last inbound slot. Then the oldest handshake of the address that
+    has most of them is given up: an honest one takes some 30 ms, a silent one its whole time. So
+    silent connections never fill the node, nor keep out a peer behind the same address.
     """
 
     def __init__(self, owner: Any, remote: Any) -> None:
         self._pending: list[_Upgrading] = owner.__dict__.setdefault("_zerostate_upgrading", [])
-        self._places = max(2, int(owner._inbound_limiter.total_tokens) // 2)
+        self._full = owner._inbound_limiter.available_tokens < 1
         self._ip = str(remote).rpartition("/tcp/")[0]
         self._scope = trio.CancelScope()
 
     def __enter__(self) -> None:
-        if len(self._pending) >= self._places:
+        if self._full and self._pending:
             heaviest, _ = collections.Counter(one._ip for one in self._pending).most_common(1)[0]
             oldest = next(one for one in self._pending if one._ip == heaviest)
             self._pending.remove(oldest)
