@@ -28,7 +28,7 @@ from zerostate_node.mesh import hardening
 from zerostate_node.mesh.addrs import parse_addr
 from zerostate_node.mesh.budget import Backoff
 from zerostate_node.mesh.gossip import BoundedPubsub, Gossip
-from zerostate_node.mesh.link import STREAM_ERRORS, StreamLink
+from zerostate_node.mesh.link import StreamLink
 from zerostate_node.mesh.relay import RelayService
 from zerostate_node.mesh.settings import MeshSettings
 from zerostate_node.ports.mesh import Handler
@@ -40,7 +40,6 @@ log = structlog.get_logger()
 OPEN_S_MAX = 10.0
 CLOSE_S_MAX = 3.0
 STREAMS_PER_PEER_MAX = 64
-_OPEN_ERRORS: tuple[type[Exception], ...] = (trio.TooSlowError, *STREAM_ERRORS)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -404,8 +403,11 @@ class Life:
                 raise Unavailable(
                     f"peer {peer} does not speak {protocol}", code="protocol"
                 ) from error
-            raise Unavailable(f"no stream to {peer}: {error}", code="unreachable") from error
-        except _OPEN_ERRORS as error:
+            raise Unavailable(
+                f"no stream to {peer}: {error.__cause__ or error}", code="unreachable"
+            ) from error
+        except Exception as error:
+            # Bulkhead: a connection that dies under the library makes it raise anything.
             raise Unavailable(
                 f"no stream to {peer}: {error or type(error).__name__}", code="unreachable"
             ) from error

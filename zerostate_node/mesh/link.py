@@ -218,8 +218,9 @@ class StreamLink:
                 await write_patiently(self._muxed, data, self.ended.is_set)
             if scope.cancelled_caught:
                 why = f"the peer did not read for {SEND_S_MAX:.0f} s"
-        except STREAM_ERRORS as error:
-            why = _spell(error)
+        except Exception as error:
+            # Bulkhead: whatever the library raises here, what is on the wire may be torn.
+            why = str(error) or type(error).__name__
         if why:
             await self._reset(why)
             return
@@ -294,8 +295,3 @@ class StreamLink:
         except trio.Cancelled:
             self._credit += credit  # perhaps given twice, which only widens the window once
             raise
-
-
-def _spell(error: BaseException) -> str:
-    """A stream error in a few words, with its type where the library gives no words."""
-    return str(error) or type(error).__name__

@@ -12,7 +12,7 @@ import trio
 from libp2p.crypto.ed25519 import Ed25519PrivateKey
 from libp2p.crypto.keys import KeyPair
 
-from zerostate_node.errors import Busy, ConfigError, Unavailable, ZeroStateError
+from zerostate_node.errors import Busy, ConductError, ConfigError, Unavailable, ZeroStateError
 from zerostate_node.mesh import hardening
 from zerostate_node.mesh.addrs import parse_addr
 from zerostate_node.mesh.book import PeerBook
@@ -197,14 +197,16 @@ class Libp2pMesh:
                 log.error("a peer callback failed", peer=peer, error=where(error))
 
     def _on_fault(self, peer: str, protocol: str, error: BaseException) -> None:
-        log.info("peer at fault", peer=peer, protocol=protocol, error=repr(error)[:200])
+        log.debug("peer at fault", peer=peer, protocol=protocol, error=repr(error)[:200])
         now_s = trio.current_time()
-        bucket = self._faults.get(peer)
+        # An honest peer may want more streams than it gets: that is refused, and far from a fault.
+        busy = isinstance(error, ConductError) and error.code == "too_many_streams"
+        name, per_min = (f"{peer} busy", 1200) if busy else (peer, FAULTS_PER_MIN_MAX)
+        bucket = self._faults.get(name)
         if bucket is None:
             if len(self._faults) >= FAULTERS_MAX:
                 del self._faults[next(iter(self._faults))]
-            bucket = Bucket(FAULTS_PER_MIN_MAX / 60, FAULTS_PER_MIN_MAX, now_s)
-            self._faults[peer] = bucket
+            bucket = self._faults[name] = Bucket(per_min / 60, per_min, now_s)
         if not bucket.take(now_s):
             self._on_offence(PeerId(peer), "too many faults")
 

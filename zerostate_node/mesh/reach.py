@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import socket
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import structlog
 import trio
@@ -16,6 +15,7 @@ from zerostate_node.mesh import hardening
 from zerostate_node.mesh.addrs import Addr, ip_may_be_dialled, may_be_dialled, parse_addr
 from zerostate_node.mesh.book import PeerBook
 from zerostate_node.mesh.budget import Backoff, Bucket
+from zerostate_node.mesh.interfaces import as_dialled
 from zerostate_node.mesh.life import Life, is_relayed
 from zerostate_node.mesh.relay import (
     RESERVATION_REFRESH_S_MAX,
@@ -398,7 +398,7 @@ class Reach:
     def announced(self, life: Life) -> tuple[str, ...]:
         """Where others can dial us without a relay: what the operator says, or what is bound."""
         texts = self._settings.announce or tuple(
-            concrete for text in life.bound for concrete in _concrete(text)
+            concrete for text in life.bound for concrete in as_dialled(text)
         )
         return tuple(text if "/p2p/" in text else f"{text}/p2p/{self._me}" for text in texts)
 
@@ -409,23 +409,3 @@ class Reach:
             for relay in self.reservations
             for addr in self._trusted.get(relay, ())
         )
-
-
-def _concrete(text: str) -> list[str]:
-    """A bound address as others can dial it: a wildcard becomes this machine's addresses."""
-    addr = parse_addr(text)
-    if addr.host == "0.0.0.0":
-        return [addr.with_host(ip) for ip in _own_ips(socket.AF_INET, "192.0.2.1", "127.0.0.1")]
-    if addr.host == "::":
-        return [addr.with_host(ip) for ip in _own_ips(socket.AF_INET6, "2001:db8::1", "::1")]
-    return [text]
-
-
-def _own_ips(family: Any, towards: str, loopback: str) -> list[str]:
-    # Connecting a datagram socket sends nothing: it only asks which source address would be used.
-    try:
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((towards, 9))
-            return [str(probe.getsockname()[0]), loopback]
-    except OSError:
-        return [loopback]
