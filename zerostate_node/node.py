@@ -45,6 +45,7 @@ from zerostate_node.services.doctor import Doctor, NodeFacts
 from zerostate_node.services.driver import Driver, DriverSettings
 from zerostate_node.services.herald import Herald
 from zerostate_node.services.hub import Hub
+from zerostate_node.services.larder import Larder
 from zerostate_node.services.metrics import NodeCollector
 from zerostate_node.services.owner import Owner, OwnerIdentity
 from zerostate_node.services.roster import Roster
@@ -158,7 +159,7 @@ class Node:
         works, owns = settings.worker.enabled, settings.owner.enabled
 
         # -- adapters ------------------------------------------------------------------------------
-        self.ledger, self.journal, self.blobs = ledger, journal, blobs
+        self.ledger, self.journal, self.blobs = ledger, journal, Larder(blobs, ledger)
         self.sandbox = PooledSandbox(_sandbox_settings(settings, data, seed))
         self.mesh = Libp2pMesh(
             seed,
@@ -174,7 +175,7 @@ class Node:
         self.roster = Roster(network=network.name, journal=journal, hub=self.hub, now_ms=now_ms)
         self.courier = Courier(
             me=self.peer,
-            blobs=blobs,
+            blobs=self.blobs,
             fetch=self._fetch,
             more_peers=self._peers_with_blobs,
             behaved=behaved,
@@ -184,7 +185,7 @@ class Node:
                 peer=self.peer, key=self.key, network=network.name, new_id=new_id, now_ms=now_ms
             ),
             sandbox=self.sandbox,
-            blobs=blobs,
+            blobs=self.blobs,
             courier=self.courier,
         )
 
@@ -299,7 +300,7 @@ class Node:
             network=network.name,
             driver=self.driver,
             ledger=ledger,
-            blobs=blobs,
+            blobs=self.blobs,
             sandbox=self.sandbox,
             runner=self.runner,
             courier=self.courier,

@@ -467,6 +467,20 @@ async def test_a_sequence_that_does_not_grow_is_refused(ledger: Ledger) -> None:
     assert [found.version for found in await ledger.agents()] == ["2.0.0", "1.0.0"]
 
 
+async def test_a_renewal_replaces_the_card_of_the_same_version(ledger: Ledger) -> None:
+    await ledger.commit([PublishAgent(row=agent("1.0.0", 1))])
+    (refused,) = await ledger.commit([PublishAgent(row=agent("1.0.0", 2))])
+    assert code(refused) == "version_exists"
+    assert await ledger.commit([PublishAgent(row=agent("1.0.0", 2), renewal=True)]) == [True]
+    assert [found.sequence for found in await ledger.agents()] == [2]
+
+
+async def test_an_input_in_a_row_is_found_by_its_digest(ledger: Ledger) -> None:
+    await ledger.commit([opening(1)])
+    assert await ledger.inline_blob(ref(b"input").digest) == b"input"
+    assert await ledger.inline_blob(ref(b"something else").digest) is None
+
+
 async def test_a_revocation_replaces_the_card_and_is_final(ledger: Ledger) -> None:
     await ledger.commit([PublishAgent(row=agent("1.0.0", 1)), PublishAgent(row=agent("2.0.0", 2))])
     revoked = agent("2.0.0", 3, status="revoked")
@@ -477,11 +491,14 @@ async def test_a_revocation_replaces_the_card_and_is_final(ledger: Ledger) -> No
             PublishAgent(row=agent("2.0.0", 4, status="deprecated")),
             PublishAgent(row=agent("3.0.0", 4)),
             PublishAgent(row=agent("1.0.0", 4, status="revoked")),
+            PublishAgent(row=agent("1.0.0", 5, status="revoked")),
         ]
     )
-    assert [code(result) for result in results[:3]] == ["revoked"] * 3
-    assert results[3] is True
+    assert [code(result) for result in results[:2]] == ["revoked"] * 2
+    assert results[2] is True  # a new version is a new promise
+    assert code(results[3]) == "stale_sequence"
     assert {found.version: found.status for found in await ledger.agents()} == {
         "1.0.0": "revoked",
         "2.0.0": "revoked",
+        "3.0.0": "active",
     }

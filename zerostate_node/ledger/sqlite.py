@@ -17,7 +17,7 @@ import trio
 from zerostate_node.errors import Refused, Unavailable, WireError
 from zerostate_node.ledger import database, migrate
 from zerostate_node.ledger.writer import Writer
-from zerostate_node.ledger.writes import TaskWrites
+from zerostate_node.ledger.writes import TaskWrites, digest_key
 from zerostate_node.ports.ledger import AgentRow, AttemptRow, Page, TaskRow, Write
 from zerostate_node.units import MIB
 from zerostate_node.wire import codec, ids
@@ -205,6 +205,17 @@ class SqliteLedger:
     async def input_inline(self, task_id: str) -> bytes | None:
         """The input, where it is small enough to live in the row."""
         return await self._blob("SELECT input_inline FROM specs WHERE task_id = ?", task_id)
+
+    async def inline_blob(self, digest: str) -> bytes | None:
+        """An input that lives in a task's row, by its digest."""
+
+        def read(conn: sqlite3.Connection) -> bytes | None:
+            found = conn.execute(
+                "SELECT input_inline FROM specs WHERE input_key = ? LIMIT 4", (digest_key(digest),)
+            ).fetchall()
+            return next((data for (data,) in found if ids.digest_of(data) == digest), None)
+
+        return await self._read(read)
 
     async def output_inline(self, task_id: str) -> bytes | None:
         """The output, where it is small enough to live in the row."""

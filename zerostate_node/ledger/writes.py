@@ -167,8 +167,13 @@ class TaskWrites:
                 raise Refused(f"task {spec.task_id} exists with other content", code="task_exists")
             return spec.task_id
         cursor.execute(
-            "INSERT INTO specs (task_id, spec, input_inline) VALUES (?, ?, ?)",
-            (spec.task_id, encoded, write.input_inline),
+            "INSERT INTO specs (task_id, spec, input_inline, input_key) VALUES (?, ?, ?, ?)",
+            (
+                spec.task_id,
+                encoded,
+                write.input_inline,
+                None if write.input_inline is None else digest_key(spec.input.digest),
+            ),
         )
         if write.key:
             cursor.execute(
@@ -324,13 +329,13 @@ class TaskWrites:
             "ORDER BY sequence DESC LIMIT 1",
             (row.agent_id,),
         ).fetchone()
-        # Revocation is final, for a version and, when it was the last word, for the agent; what
-        # may still follow is the revocation of its other versions.
-        if (known is not None and known[0] == "revoked") or (
-            newest is not None and newest[0] == "revoked" and row.status != "revoked"
-        ):
-            raise Refused(f"{row.agent_id} was revoked", code="revoked")
-        if known is not None and row.status == "active":
+        if known is not None and known[0] == "revoked":
+            raise Refused(
+                f"{row.agent_id} {row.version} was revoked",
+                code="revoked",
+                hint="revocation is final: publish under a new version",
+            )
+        if known is not None and row.status == "active" and not write.renewal:
             raise Refused(
                 f"{row.agent_id} has another version {row.version}",
                 code="version_exists",
@@ -355,6 +360,11 @@ class TaskWrites:
             ),
         )
         return True
+
+
+def digest_key(digest: str) -> int:
+    """A digest's first 64 bits as SQLite's integer: a short index, checked against the bytes."""
+    return int.from_bytes(bytes.fromhex(digest.removeprefix("sha256:")[:16]), "big", signed=True)
 
 
 def _phase(cursor: sqlite3.Cursor, task_id: str) -> str:

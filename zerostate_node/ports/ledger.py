@@ -198,6 +198,9 @@ class Ledger(Protocol):
     async def input_inline(self, task_id: str) -> bytes | None:
         """The input, where it is small enough to live in the row."""
 
+    async def inline_blob(self, digest: str) -> bytes | None:
+        """An input that lives in a task's row, by its digest: for peers that replay a receipt."""
+
     async def output_inline(self, task_id: str) -> bytes | None:
         """The output, where it is small enough to live in the row."""
 

@@ -38,7 +38,7 @@ from zerostate_node.services.herald import Herald
 from zerostate_node.services.hub import Hub, Lagged
 from zerostate_node.services.roster import Roster
 from zerostate_node.services.runner import Runner
-from zerostate_node.units import DAY_MS, HOUR_MS, PeerId
+from zerostate_node.units import DAY_MS, HOUR_MS, KIB, PeerId
 from zerostate_node.wire import envelope, ids
 from zerostate_node.wire.cards import Manifest, capability_of, open_card, sign_card
 from zerostate_node.wire.drafts import draft_card, reissue_card
@@ -55,6 +55,7 @@ log = structlog.get_logger()
 
 CARD_TTL_MS = 60 * DAY_MS
 CARD_RENEW_MS = CARD_TTL_MS // 2
+ARGS_BYTES_MAX = 4 * KIB  # they travel in the receipt, which has 16 KiB
 SNAPSHOT_TASKS = 50
 DEADLINE_MS_MAX = 30 * DAY_MS
 REPLAY_SLOTS = 1  # a replay waits for another, not for tasks
@@ -210,6 +211,9 @@ class FrontDesk:
                 code="bad_request",
                 hint="known: " + ", ".join(Limits.__struct_fields__),
             )
+        args = (*manifest.args, *request.args)
+        if sum(len(arg.encode()) for arg in args) > ARGS_BYTES_MAX:
+            raise Refused(f"args: at most {ARGS_BYTES_MAX} bytes together", code="bad_request")
         deadline_ms = request.deadline_ms or self._deadline_default_ms
         if not 0 < deadline_ms <= DEADLINE_MS_MAX:
             raise Refused("deadline_ms must be 1 to 30 days", code="bad_request")
@@ -232,7 +236,7 @@ class FrontDesk:
                     agent_version=manifest.version,
                     module=manifest.module,
                     script=manifest.script,
-                    args=(*manifest.args, *request.args),
+                    args=args,
                     input=ref,
                     limits=cut(wanted, limits),
                     price=manifest.price,
@@ -620,9 +624,6 @@ class FrontDesk:
             created_ms=told.started_ms,
             deadline_ms=told.finished_ms,
         )
-        inline = await self._ledger.input_inline(told.task_id)
-        if inline is not None and not await self._blobs.has(told.input.digest):
-            await self._blobs.put(inline)
         publisher, _ = ids.split_agent_id(told.agent_id)
         hints = (PeerId(told.owner), opened.sender, ids.peer_of_did(publisher))
         async with self._replays:

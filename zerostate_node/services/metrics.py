@@ -66,7 +66,9 @@ class NodeCollector(Collector):
             stats = self._sandbox.stats()
             yield _gauge("sandbox_workers", "Worker processes alive", int(stats.get("workers", 0)))
             yield _counter(
-                "sandbox_workers_died", "Worker processes that died", int(stats.get("workers_died", 0))
+                "sandbox_workers_died",
+                "Worker processes that died",
+                int(stats.get("workers_died", 0)),
             )
 
     def _tasks(self, driver: Driver) -> Iterator[Metric]:

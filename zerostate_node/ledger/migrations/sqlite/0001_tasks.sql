@@ -39,8 +39,10 @@ CREATE INDEX tasks_by_actor ON tasks (actor, task_id);
 CREATE TABLE specs (
   task_id TEXT NOT NULL PRIMARY KEY REFERENCES tasks (task_id),
   spec BLOB NOT NULL, -- msgpack of wire.messages.TaskSpec
-  input_inline BLOB
+  input_inline BLOB,
+  input_key INTEGER -- the first 64 bits of the input's digest, where the input is in this row
 ) STRICT;
+CREATE INDEX specs_by_input ON specs (input_key) WHERE input_key IS NOT NULL;
 
 CREATE TABLE outputs (
   task_id TEXT NOT NULL PRIMARY KEY REFERENCES tasks (task_id),
