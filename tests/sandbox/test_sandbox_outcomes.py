@@ -81,9 +81,13 @@ async def test_an_exit_code_is_told(lab: Bench) -> None:
 
 async def test_a_guest_that_was_stopped_by_the_clock_is_charged_all_its_fuel(lab: Bench) -> None:
     bounds = limits(fuel_max=10**13, wall_ms_max=100)
+    before = lab.sandbox.stats()["worker_pids"]
     result = await lab.sandbox.run(lab.order(guests.LOOP, limits=bounds))
     assert result.outcome is Outcome.TIMED_OUT
     assert result.fuel_used == 10**13
+    # The worker stopped it and lives; the node did not have to kill.
+    assert set(before) <= set(lab.sandbox.stats()["worker_pids"])
+    assert result.detail == "the wall-clock limit passed"
     assert result.wall_us >= 100_000
 
 

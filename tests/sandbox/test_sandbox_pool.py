@@ -8,10 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import sandbox_guests as guests
 import trio
 from sandbox_guests import Bench, alive, bench, limits, until
 
+from zerostate_node.errors import Unavailable
 from zerostate_node.ports.sandbox import RunResult, Sandbox
 from zerostate_node.sandbox.limits import SandboxSettings
 from zerostate_node.sandbox.pool import PooledSandbox
@@ -186,6 +188,18 @@ async def test_a_worker_has_no_secrets_no_paths_and_no_way_up(lab: Bench) -> Non
         assert set(regular) <= {"/dev/null"}, regular
         assert sum(name.startswith("socket:") for name in opened) == 1
         assert os.readlink(f"/proc/{pid}/cwd") == "/"
+
+
+async def test_a_pool_whose_workers_cannot_start_says_so_and_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    monkeypatch.setattr("zerostate_node.sandbox.pool._BACKOFF_S", (0.01, 0.01))
+    settings = SandboxSettings(slots=1, cache_dir=tmp_path, cache_key=b"k" * 32)
+    with trio.fail_after(20), pytest.raises(BaseExceptionGroup) as broken:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(PooledSandbox(settings).serve)
+    assert broken.value.subgroup(Unavailable) is not None
 
 
 def _read(path: str) -> str:

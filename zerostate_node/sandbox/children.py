@@ -19,10 +19,11 @@ import trio
 import zerostate_node
 from zerostate_node.sandbox import frames
 
-# `-I` keeps the working directory, the user's site and PYTHON* variables out; the package is found
-# where this process found it, be that a wheel or a checkout. Its place comes last on the path.
+# `-I` keeps the working directory, the user's site and PYTHON* variables out. The package comes
+# from where this process has it, be that a wheel or a checkout; all else from the usual places.
 _BOOT = (
-    "import sys; sys.path.append(sys.argv.pop(1)); "
+    "import sys; root = sys.argv.pop(1); "
+    "sys.path.insert(0, root); import zerostate_node; sys.path.remove(root); "
     "from importlib import import_module as load; "
     "load('zerostate_node.sandbox.' + sys.argv[1]).main(sys.argv[2:])"
 )

@@ -11,6 +11,7 @@ from typing import Any
 import wasmtime
 from wasmtime import TrapCode
 from wasmtime import _ffi as ffi  # stdin from bytes is not in the public binding
+from wasmtime._extern import wrap_extern
 
 from zerostate_node.sandbox import abi, engine, limits
 from zerostate_node.sandbox.host import Host
@@ -149,7 +150,7 @@ class Executor:
         begun_ns = time.perf_counter_ns()
         try:
             instance = module.instantiate(store)
-            instance.exports(store)["_start"](store)
+            _export(store, instance, b"_start")(store)
         except wasmtime.ExitTrap as end:
             exit_code = end.code
             if exit_code:
@@ -162,7 +163,7 @@ class Executor:
         self._watch.end()
         memory_bytes = 0
         if instance is not None:
-            memory_bytes = instance.exports(store)["memory"].data_len(store)
+            memory_bytes = _export(store, instance, b"memory").data_len(store)
         if outcome == "trapped" and exit_code == -1 and _full(memory_bytes, order):
             outcome = "out_of_memory"
             detail = f"{detail}, with {memory_bytes // KIB} KiB of memory in use"
@@ -202,6 +203,17 @@ def _of_error(message: str) -> tuple[str, int, str]:
     if "invalid exit status" in message:
         return "trapped", -1, "an exit code outside 0 to 125"
     return "trapped", -1, "engine: " + " ".join(message.split())[:300]
+
+
+def _export(store: Any, instance: Any, name: bytes) -> Any:
+    """One export; the binding's own mapping would wrap all of them, of which a guest has many."""
+    item = ffi.wasmtime_extern_t()
+    found = ffi.wasmtime_instance_export_get(
+        store._context(), ctypes.byref(instance._instance), name, len(name), ctypes.byref(item)
+    )
+    if not found:  # it was there, and of the right kind, when the module was accepted
+        raise RuntimeError(f"the module lost its export {name!r}")
+    return wrap_extern(item)
 
 
 def _stdin_bytes(wasi: Any, data: bytes) -> None:

@@ -51,7 +51,8 @@ class PooledSandbox:
         self._slots = trio.CapacityLimiter(self.slots)
         self._workers: set[Worker] = set()  # started and not yet finished, ready or not
         self._idle: list[Worker] = []  # the last is the warmest
-        self._changed = trio.lowlevel.ParkingLot()  # a worker came or went
+        self._came = trio.lowlevel.ParkingLot()  # waits for an idle worker
+        self._went = trio.lowlevel.ParkingLot()  # waits for a worker to end
         self._nursery: trio.Nursery | None = None
         self._outcomes: collections.Counter[str] = collections.Counter()
         self._started = 0
@@ -65,6 +66,7 @@ class PooledSandbox:
 
         Raises:
             OSError: the cache directory cannot be made ours.
+            Unavailable: (in a group) no worker ever came up.
         """
         await trio.to_thread.run_sync(self._library.cache.open)
         async with trio.open_nursery() as nursery:
@@ -73,7 +75,7 @@ class PooledSandbox:
             try:
                 nursery.start_soon(self._keep_full)
                 while not self._idle:
-                    await self._changed.park()
+                    await self._came.park()
                 log.info("Sandbox ready", engine=self.engine, slots=self.slots)
                 task_status.started()
                 await trio.sleep_forever()
@@ -82,7 +84,7 @@ class PooledSandbox:
                 self._library.close()
                 for worker in self._workers:
                     worker.child.kill()
-                self._changed.unpark_all()
+                self._came.unpark_all()  # whoever waits learns that none will come
 
     async def _keep_full(self) -> None:
         """Start workers until there are enough; again whenever one goes."""
@@ -90,10 +92,17 @@ class PooledSandbox:
         while True:
             missing = self.slots + _SPARE - len(self._workers)
             if missing <= 0:
-                await self._changed.park()
+                await self._went.park()
                 continue
             came = await self._start_some(missing)
             failures = 0 if came else failures + 1
+            if failures > len(_BACKOFF_S) and not self._started:
+                # It never worked here: a node that cannot run guests should say so and not start.
+                raise Unavailable(
+                    "no sandbox worker starts on this machine",
+                    code="sandbox_broken",
+                    hint="the log before this line holds what the workers said",
+                )
             if failures:
                 await trio.sleep(_BACKOFF_S[min(failures, len(_BACKOFF_S)) - 1])
 
@@ -131,7 +140,7 @@ class PooledSandbox:
             raise
         self._started += 1
         self._idle.insert(0, worker)
-        self._changed.unpark_all()
+        self._came.unpark_all()
         return True
 
     async def _watch(self, worker: Worker) -> None:
@@ -144,7 +153,7 @@ class PooledSandbox:
                 self._died += 1
                 log.warning("Idle worker died", how=worker.child.death)
             await worker.finish()
-        self._changed.unpark_all()
+        self._went.unpark_all()
 
     # -- the port ---------------------------------------------------------------------------
     async def prepare(self, module: Digest, path: Path) -> ModuleInfo:
@@ -246,7 +255,7 @@ class PooledSandbox:
                 return worker, hot
             if self._nursery is None:
                 raise Unavailable("the sandbox is not running", code="sandbox_stopped")
-            await self._changed.park()
+            await self._came.park()
 
     async def _give_back(self, worker: Worker) -> None:
         """Idle again, or finished where it has done its share or keeps too much memory."""
@@ -256,7 +265,7 @@ class PooledSandbox:
             await worker.finish()
         elif worker.alive:
             self._idle.append(worker)
-            self._changed.unpark_all()
+            self._came.unpark_all()
         else:
             await worker.finish()
 
