@@ -25,7 +25,7 @@ _SECRET_KEY = re.compile(
 )
 _SECRET_TEXT = (
     (re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}"), r"\1 [redacted]"),
-    (re.compile(r"(?i)([a-z][a-z0-9+.-]*://[^\s:/@]*):[^\s@]+@"), r"\1:[redacted]@"),
+    (re.compile(r"(?i)\b([a-z][a-z0-9+.-]{0,20}://[^\s:/@]*):[^\s@]+@"), r"\1:[redacted]@"),
     (re.compile(r"(?i)\b(password|secret|token|api_?key)=[^\s&;,]+"), r"\1=[redacted]"),
 )
 # Harmless keys that end in a word that looks secret.
@@ -79,11 +79,14 @@ def short(identifier: str) -> str:
 
 def _clean(value: Any, depth: int = 0) -> Any:
     if isinstance(value, str):
+        # Cut before any pattern looks at it; twice as far as is kept, so that a secret across the
+        # final cut is still whole when it is looked for.
+        text = value[: 2 * TEXT_CHARACTERS_MAX]
         for pattern, replacement in _SECRET_TEXT:
-            value = pattern.sub(replacement, value)
+            text = pattern.sub(replacement, text)
         if len(value) > TEXT_CHARACTERS_MAX:
-            value = value[:TEXT_CHARACTERS_MAX] + f"... ({len(value)} characters)"
-        return value
+            text = text[:TEXT_CHARACTERS_MAX] + f"... ({len(value)} characters)"
+        return text
     if isinstance(value, bytes | bytearray | memoryview):
         return f"({len(value)} bytes)"
     if isinstance(value, bool | int | float | None):

@@ -217,7 +217,7 @@ def _line_of(text: str, section: str, key: str) -> int:
             inside = header[1]
             if inside == section and not key:
                 return number
-        elif inside == section and re.match(rf'\s*"?{re.escape(key)}"?\s*=', line):
+        elif (inside == section and key and re.match(rf'\s*"?{re.escape(key)}"?\s*=', line)) or (not inside and not key and re.match(rf'\s*"?{re.escape(section)}"?\s*=', line)):
             return number
     return 0
 
