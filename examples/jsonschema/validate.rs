@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 const DEPTH_MAX: usize = 160;
-const WORK_MAX: usize = 4_000_000_000;
+const WORK_MAX: usize = 3_000_000_000;
 const FINDINGS_MAX: usize = 20_000;
 const FINDINGS_BYTES_MAX: usize = 32 << 20;
 const PATH_BYTES_MAX: usize = 1 << 20;

@@ -18,9 +18,9 @@ CASES = [
 
 def input_of(name: str, example: dict[str, Any]) -> bytes:
     if "input_file" in example:
-        return (guest.EXAMPLES / name / example["input_file"]).read_bytes()
+        return (guest.EXAMPLES / name / str(example["input_file"])).read_bytes()
     if "input_base64" in example:
-        return base64.b64decode(example["input_base64"])
+        return base64.b64decode(str(example["input_base64"]))
     return str(example["input"]).encode()
 
 
