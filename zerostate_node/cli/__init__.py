@@ -38,6 +38,9 @@ def run(words: list[str]) -> int:
         if debug:
             problems.show_traceback()
         return problems.show(error, as_json=as_json)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else "", color=None)
+        return Exit.USAGE
     except click.UsageError as error:
         return problems.show_usage(error, as_json=as_json)
     except click.ClickException as error:

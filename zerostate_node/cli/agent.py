@@ -197,6 +197,7 @@ def publish(
     from zerostate_node.cli.client import connect
     from zerostate_node.cli.render import emit_json
 
+    check_module(find_parts(file, engine)[0])  # before anyone is asked
     view, warnings = publish_at(connect(place), file, card=card, engine=engine, given=given)
     if as_json:
         emit_json({**view, "warnings": warnings})

@@ -51,7 +51,7 @@ def _section(command: click.Command, context: click.Context) -> str:
         if not isinstance(parameter, click.Option) or parameter.hidden:
             continue
         record = parameter.get_help_record(context)
-        if record is not None and parameter.name != "help":
+        if record is not None and "--help" not in parameter.opts:
             rows.append(f"| `{record[0]}` | {record[1]} |".replace("TEXT|-|@", "TEXT\\|-\\|@"))
     if rows:
         parts.append("\n| Option | Meaning |\n|---|---|\n" + "\n".join(rows) + "\n")

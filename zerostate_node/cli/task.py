@@ -306,7 +306,8 @@ def show(place: Place, as_json: bool, task_id: str) -> None:
     from zerostate_node.cli.client import connect
     from zerostate_node.cli.render import emit_json
 
-    view = connect(place).get(f"/api/v1/tasks/{known_id(task_id)}")
+    task_id = known_id(task_id)
+    view = connect(place).get(f"/api/v1/tasks/{task_id}")
     if as_json:
         emit_json(view)
     else:
@@ -329,10 +330,10 @@ def watch(place: Place, as_json: bool, task_id: str, timeout: str | None) -> int
     from zerostate_node.cli import task_watch
     from zerostate_node.cli.client import connect
 
-    client = connect(place)
+    task_id = known_id(task_id)
     view = task_watch.wait(
-        client,
-        known_id(task_id),
+        connect(place),
+        task_id,
         timeout_s=seconds(timeout, "--timeout"),
         lines=True,
         quiet=False,
@@ -345,7 +346,9 @@ def watch(place: Place, as_json: bool, task_id: str, timeout: str | None) -> int
 
 @command("cancel", examples=(("zerostate-node task cancel 01JC... --reason 'wrong file'", ""),))
 @click.argument("task_id")
-@click.option("--reason", default="cancelled by the operator", show_default=True)
+@click.option(
+    "--reason", default="cancelled by the operator", show_default=True, help="Why, for the record."
+)
 @json_option
 @node_options
 def cancel(place: Place, as_json: bool, task_id: str, reason: str) -> None:
@@ -353,8 +356,8 @@ def cancel(place: Place, as_json: bool, task_id: str, reason: str) -> None:
     from zerostate_node.cli.client import connect
     from zerostate_node.cli.render import emit_json, err, safe
 
-    body = {"reason": reason}
-    view = connect(place).post(f"/api/v1/tasks/{known_id(task_id)}/cancel", body)
+    task_id = known_id(task_id)
+    view = connect(place).post(f"/api/v1/tasks/{task_id}/cancel", {"reason": reason})
     if as_json:
         emit_json(view)
         return
@@ -378,8 +381,8 @@ def result(place: Place, task_id: str, output: Path | None, raw: bool) -> None:
     from zerostate_node.cli.client import connect
     from zerostate_node.cli.task_watch import failure
 
-    client = connect(place)
     task_id = known_id(task_id)
+    client = connect(place)
     try:
         write_result(
             lambda file: client.download_to(f"/api/v1/tasks/{task_id}/result", file),

@@ -217,7 +217,10 @@ def _line_of(text: str, section: str, key: str) -> int:
             inside = header[1]
             if inside == section and not key:
                 return number
-        elif (inside == section and key and re.match(rf'\s*"?{re.escape(key)}"?\s*=', line)) or (not inside and not key and re.match(rf'\s*"?{re.escape(section)}"?\s*=', line)):
+            continue
+        # a key is looked for in its table, a stray one (no table) at the top
+        wanted, table = (key, section) if key else (section, "")
+        if inside == table and re.match(rf'\s*"?{re.escape(wanted)}"?\s*=', line):
             return number
     return 0
 
