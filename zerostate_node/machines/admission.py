@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from zerostate_node.errors import WireError
 from zerostate_node.wire.ids import split_agent_id
 from zerostate_node.wire.messages import Lease, Limits
 
@@ -32,7 +33,10 @@ class Refusal:
 def judge(lease: Lease, policy: Policy) -> Refusal | None:
     """None when the lease may run here, else the first reason why it may not."""
     spec = lease.spec
-    publisher, _ = split_agent_id(spec.agent_id)
+    try:
+        publisher, _ = split_agent_id(spec.agent_id)
+    except WireError as error:
+        return Refusal("bad_agent_id", str(error))
     if "*" not in policy.publishers and publisher not in policy.publishers:
         return Refusal("publisher_not_allowed", f"publisher {publisher} is not allowed here")
     if f"{spec.agent_id}@{spec.agent_version}" in policy.revoked:

@@ -22,7 +22,7 @@ HALF_LIFE_MS = 30 * 60_000
 class Conduct:
     """Score at `at_ms`, and the ban, if any. `bans` counts how often it came to that."""
 
-    score: int = 0
+    score: float = 0.0  # not rounded: else each weightless act would wash a point away
     at_ms: int = 0
     banned_until_ms: int = 0
     bans: int = 0
@@ -58,16 +58,22 @@ WEIGHTS = {
 
 
 def score_at(state: Conduct, now_ms: int) -> int:
-    """The score after time has pulled it towards zero."""
+    """The score after time has pulled it towards zero, in whole points."""
+    return int(_healed(state, now_ms))
+
+
+def _healed(state: Conduct, now_ms: int) -> float:
     halves = max(0, now_ms - state.at_ms) / HALF_LIFE_MS
-    return int(state.score * 0.5**halves)
+    return float(state.score * 0.5 ** min(halves, 64))
 
 
 def step(state: Conduct, fact: Behaved) -> Step[Conduct, Ban]:
     """The peer's standing after what it did."""
-    score = max(SCORE_MIN, min(SCORE_MAX, score_at(state, fact.now_ms) + fact.weight))
-    if score > BAN_AT or fact.now_ms < state.banned_until_ms:
-        return Step(dataclasses.replace(state, score=score, at_ms=fact.now_ms))
+    # A clock that was set back heals nobody twice.
+    now_ms = max(fact.now_ms, state.at_ms)
+    score = max(SCORE_MIN, min(SCORE_MAX, _healed(state, now_ms) + fact.weight))
+    if score > BAN_AT or now_ms < state.banned_until_ms:
+        return Step(dataclasses.replace(state, score=score, at_ms=now_ms))
     for_ms = min(BANS_MS_MAX, BAN_MS << min(state.bans, 8))
-    banned = Conduct(score // 2, fact.now_ms, fact.now_ms + for_ms, state.bans + 1)
+    banned = Conduct(score / 2, now_ms, now_ms + for_ms, state.bans + 1)
     return Step(banned, (Ban(for_ms),))

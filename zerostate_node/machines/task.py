@@ -19,6 +19,8 @@ from zerostate_node.wire.messages import Outcome, RetryPolicy
 
 STREAM_LOST_GRACE_MS = 3_000  # a worker whose stream broke has this long to come back
 CANCEL_GRACE_MS = 5_000  # ... and this long to answer a cancel with its receipt
+HANDED_BACK_PAUSE_MS = 1_000  # per lease beyond the tries allowed, when leases are only handed back
+HANDED_BACK_PAUSE_MS_MAX = 10_000
 
 GUEST_FAILURES = frozenset(
     {
@@ -376,7 +378,12 @@ def _end_attempt(
         return _settle(
             state.attempt, state.fence, state.worker, outcome, detail, by_receipt=by_receipt
         )
-    not_before_ms = now_ms + retry.backoff_ms * (1 << max(0, len(excluded) - 1)) if failed else 0
+    if failed:
+        not_before_ms = now_ms + retry.backoff_ms * (1 << max(0, len(excluded) - 1))
+    else:
+        # Nobody's failure, but a worker that only ever hands back must not keep the ledger busy.
+        pause_ms = HANDED_BACK_PAUSE_MS * (state.attempt - retry.attempts_max)
+        not_before_ms = now_ms + min(pause_ms, HANDED_BACK_PAUSE_MS_MAX) if pause_ms > 0 else 0
     return Step(
         Open(state.attempt, state.fence, not_before_ms, excluded),
         (RecordReopen(state.fence, outcome, detail, excluded, not_before_ms),),
