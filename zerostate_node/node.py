@@ -386,6 +386,7 @@ class Node:
             GatewaySettings(
                 host=http.host,
                 port=http.port,
+                allowed_hosts=http.allowed_hosts,
                 upload_bytes_max=self.settings.blobs.upload_bytes_max,
                 metrics_enabled=self.settings.metrics.enabled,
             ),

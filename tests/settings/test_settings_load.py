@@ -37,6 +37,7 @@ OTHER: dict[str, str] = {
     "worker.price_floor_ucr": "7",
     "owner.leases_per_frame_max": "8",
     "http.host": "0.0.0.0",
+    "http.allowed_hosts": "node.example.org",
     "ledger.url": "sqlite:///other.db",
     "log.level": "debug",
     "log.format": "json",

@@ -135,13 +135,17 @@ class Shell:
         host = heads.one("host")
         if self._hosts is not None and (host or scope["http_version"] == "1.1"):
             name = host_name(host)
-            if not (name in self._hosts or is_loopback(name)):
+            if not (name in self._hosts or is_loopback(name) or self._by_address(name)):
                 raise HttpError(
                     421,
                     "wrong_host",
                     f"this node does not answer for {host[:100]!r}",
                     hint="use 127.0.0.1 or localhost, or allow the name in http.allowed_hosts",
                 )
+
+    def _by_address(self, name: str) -> bool:
+        """Whether a probe or a peer asks by a bare address: only a name can be rebound."""
+        return not is_loopback(self._settings.host) and is_address(name)
 
     async def _probe(self, answer: Answerer, exchange: Exchange) -> None:
         exchange.route = exchange.path
@@ -216,6 +220,15 @@ def host_name(host: str) -> str:
     if host.startswith("["):
         return host[1:].partition("]")[0].lower()
     return host.partition(":")[0].lower().rstrip(".")
+
+
+def is_address(name: str) -> bool:
+    """Whether a host is an IP address and not a name."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def is_loopback(name: str) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 from zerostate_node import resources
 from zerostate_node.errors import ConfigError
 from zerostate_node.settings.schema import SECTIONS, Network, Origin, Settings
-from zerostate_node.settings.values import about, check_peers, config_error, parse
+from zerostate_node.settings.values import about, check_peers, config_error, is_loopback, parse
 from zerostate_node.units import MIB
 from zerostate_node.wire.ids import is_network
 
@@ -107,6 +107,7 @@ def _build(
         # everyone on a dev network is at a private address: a relay there must be able to dial
         sections["mesh"] = dataclasses.replace(sections["mesh"], dial_private=True)
         origins["mesh.dial_private"] = Origin("network", network.file)
+    _check_exposure(sections, origins, warnings)
     settings = Settings(
         **sections,
         network=network,
@@ -132,6 +133,28 @@ def _check_together(settings: Settings) -> None:
             f"is more than http.body_bytes_max ({settings.http.body_bytes_max}) lets through",
             str(origins["blobs.upload_bytes_max"]), secret=False,
         )  # fmt: skip
+
+
+def _check_exposure(
+    sections: Mapping[str, Any], origins: Mapping[str, Origin], warnings: list[str]
+) -> None:
+    """
+    What a gateway that other machines can reach must have said.
+
+    The operator key guards it wherever it listens; names are what keeps a web page that resolves
+    its own name to this node from being served.
+    """
+    http = sections["http"]
+    if not http.enabled or is_loopback(http.host) or http.allowed_hosts:
+        return
+    problem = "other machines can reach it, and http.allowed_hosts does not say by which names"
+    if sections["node"].environment == "production":
+        raise config_error(
+            "http.host", http.host, problem, str(origins["http.host"]), secret=False,
+            hint="set http.allowed_hosts (localhost is enough for addresses alone), or bind "
+            "127.0.0.1 behind a proxy",
+        )  # fmt: skip
+    warnings.append(f"http.host = {http.host}: {problem}; every name is answered")
 
 
 def _all_names() -> list[str]:

@@ -18,6 +18,7 @@ from zerostate_node.wire.messages import Limits
 
 ROLES = ("edge", "gateway", "relay", "bootstrap")
 _REGION = re.compile(r"[A-Za-z0-9._-]{0,32}\Z")
+_HOST = re.compile(r"(?:[a-z0-9](?:[a-z0-9._-]{0,251}[a-z0-9])?|\[[0-9a-f:.]{2,45}\])\Z", re.ASCII)
 
 
 def _region(value: str) -> str:
@@ -35,6 +36,17 @@ def _ledger_url(value: str) -> str:
     if value and not value.startswith("sqlite:///"):
         raise ValueError("must be empty, or sqlite:///path/to/ledger.db")
     return value
+
+
+def _hosts(value: tuple[str, ...]) -> tuple[str, ...]:
+    lower = tuple(item.lower() for item in value)
+    for item in lower:
+        if not _HOST.match(item):
+            raise ValueError(
+                f"holds {item[:80]!r}; allowed are names and addresses as they stand in a URL, "
+                "without scheme and port, such as node.example.org"
+            )
+    return lower
 
 
 def _serves(value: tuple[str, ...]) -> tuple[str, ...]:
@@ -251,6 +263,13 @@ class HttpSettings:
     )
     port: int = setting(
         8080, "Port to bind; 0 takes a free one.", env=("PORT",), least=0, most=65_535
+    )
+    allowed_hosts: tuple[str, ...] = setting(
+        (),
+        "Names that requests may be addressed to, beside loopback; none means loopback alone while "
+        "host is loopback, and any name otherwise. Keeps web pages from reaching a node by a name "
+        "that is theirs.",
+        check=_hosts,
     )
     body_bytes_max: int = setting(64 * MIB, "Largest request body.", least=KIB, most=GIB)
 

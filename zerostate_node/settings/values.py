@@ -8,6 +8,7 @@ example file, so a setting is described once.
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import re
 from collections.abc import Callable
 from typing import Any
@@ -254,6 +255,14 @@ def size_text(value: int) -> str:
         if value >= unit and value * 2 % unit == 0:
             return f"{value / unit:g}{name}"
     return f"{value}B"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host to bind is reachable from this machine alone."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def check_addresses(value: tuple[str, ...]) -> tuple[str, ...]:
