@@ -39,6 +39,7 @@ from zerostate_node.mesh.settings import MeshSettings
 from zerostate_node.ports.mesh import Link
 from zerostate_node.sandbox.limits import SandboxSettings
 from zerostate_node.sandbox.pool import PooledSandbox
+from zerostate_node.services.catalogue import Catalogue
 from zerostate_node.services.courier import Courier
 from zerostate_node.services.desk import FrontDesk
 from zerostate_node.services.doctor import Doctor, NodeFacts
@@ -53,6 +54,8 @@ from zerostate_node.services.runner import Runner, Signer
 from zerostate_node.services.scout import Scout
 from zerostate_node.services.standing import Standing
 from zerostate_node.services.sync import Sync
+from zerostate_node.services.taskdesk import TaskDesk
+from zerostate_node.services.witness import Witness
 from zerostate_node.services.worker import Worker, WorkerIdentity
 from zerostate_node.settings import Settings
 from zerostate_node.units import MIB, PeerId
@@ -130,6 +133,7 @@ async def _main(settings: Settings, data: DataDir, migrate_only: bool, on_ready:
             FolderBlobs(data.blobs, bytes_max=settings.blobs.bytes_max)
         )
         node = Node(settings, data, ledger, journal, blobs)
+        stack.callback(node.book.close)
         return await node.live(on_ready)
 
 
@@ -161,12 +165,8 @@ class Node:
         # -- adapters ------------------------------------------------------------------------------
         self.ledger, self.journal, self.blobs = ledger, journal, Larder(blobs, ledger)
         self.sandbox = PooledSandbox(_sandbox_settings(settings, data, seed))
-        self.mesh = Libp2pMesh(
-            seed,
-            _mesh_settings(settings),
-            book=SqliteBook(settings.node.data_dir / "peers.sqlite", now_ms=now_ms()),
-            now_ms=now_ms,
-        )
+        self.book = SqliteBook(settings.node.data_dir / "peers.sqlite", now_ms=now_ms())
+        self.mesh = Libp2pMesh(seed, _mesh_settings(settings), book=self.book, now_ms=now_ms)
 
         # -- what is known, and how peers behave ---------------------------------------------------
         self.hub = Hub(now_ms)
@@ -294,29 +294,36 @@ class Node:
             scout=self.scout,
             now_ms=now_ms,
         )
-        self.desk = FrontDesk(
+        self.catalogue = Catalogue(
             peer=self.peer,
             key=self.key,
-            network=network.name,
-            driver=self.driver,
             ledger=ledger,
             blobs=self.blobs,
             sandbox=self.sandbox,
-            runner=self.runner,
-            courier=self.courier,
             roster=self.roster,
             herald=self.herald,
-            hub=self.hub,
-            limits_max=_limits_max(settings),
             module_bytes_max=settings.sandbox.module_bytes_max,
-            upload_bytes_max=settings.blobs.upload_bytes_max,
-            deadline_default_ms=int(settings.owner.deadline_default_s * 1000),
-            new_id=new_id,
             now_ms=now_ms,
-            info=self.doctor.info,
-            peers=self.doctor.peers,
-            ready=self.doctor.ready,
-            doctor=self.doctor.checkup,
+        )
+        self.desk = FrontDesk(
+            tasks=TaskDesk(
+                peer=self.peer,
+                driver=self.driver,
+                ledger=ledger,
+                blobs=self.blobs,
+                roster=self.roster,
+                hub=self.hub,
+                limits_max=_limits_max(settings),
+                deadline_default_ms=int(settings.owner.deadline_default_s * 1000),
+                new_id=new_id,
+                now_ms=now_ms,
+            ),
+            catalogue=self.catalogue,
+            witness=Witness(runner=self.runner),
+            doctor=self.doctor,
+            ledger=ledger,
+            blobs=self.blobs,
+            upload_bytes_max=settings.blobs.upload_bytes_max,
         )
         self.registry = CollectorRegistry()
         self.registry.register(
@@ -335,7 +342,7 @@ class Node:
     async def live(self, on_ready: OnReady) -> Exit:
         """Start everything in order of dependency, serve until a signal, leave in good order."""
         await self.roster.recall()
-        await self.desk.recall_agents()
+        await self.catalogue.recall_agents()
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self.sandbox.serve)
@@ -349,7 +356,7 @@ class Node:
                     await nursery.start(self.scout.run)
                 await nursery.start(self.herald.run)
                 await nursery.start(self.sync.run)
-                await nursery.start(self.desk.renew_cards)
+                await nursery.start(self.catalogue.renew_cards)
                 url = await self._serve_http(nursery)
                 announce_running(
                     self.settings.node.data_dir,
