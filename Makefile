@@ -7,6 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	--require-hashes --no-deps
+LOCK := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
+	--no-annotate
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -40,29 +42,28 @@ bench: $(VENV)/.dev  ## our workload beside Celery and Redis, in one run
 	$(BIN)/python -m benchmarks $(ARGS)
 
 docs: $(VENV)/.dev  ## write the generated documents anew
-	$(BIN)/python tests/support/write_docs.py
+	$(BIN)/python -m zerostate_node.cli.docs
 
 examples:  ## build the example agents from source
 	$(MAKE) -C examples
 
 lock: $(VENV)/.dev  ## resolve dependencies anew into the hash-pinned locks
-	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
-		--no-annotate --upgrade pyproject.toml -o requirements.lock
-	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
-		--no-annotate --upgrade --group dev pyproject.toml -c requirements.lock \
-		-o requirements-dev.lock
+	$(LOCK) --upgrade pyproject.toml -o requirements.lock
+	$(LOCK) --upgrade --group dev pyproject.toml -c requirements.lock -o requirements-dev.lock
+	$(LOCK) --upgrade --group build -c requirements-dev.lock -o requirements-build.lock
 
 clean:  ## what can be made again
 	rm -rf $(VENV) .cache build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-$(VENV)/bin/python:
+# Not bin/python: Python without its ensurepip leaves that behind, and no pip.
+$(VENV)/bin/pip:
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11 to 3.13 with venv is needed"; \
 		echo "hint: on Debian: apt-get install python3 python3-venv"; exit 2; }
 	@echo "setting up $(VENV) with $(PYTHON), once; this takes a minute"
-	@$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv --clear $(VENV)
 
 # The package itself is a path entry: a checkout runs in place, nothing is built.
-$(VENV)/.runtime: requirements.lock | $(VENV)/bin/python
+$(VENV)/.runtime: requirements.lock | $(VENV)/bin/pip
 	@$(PIP_INSTALL) -r requirements.lock
 	@$(BIN)/python tests/support/link_checkout.py
 	@touch $@
