@@ -394,6 +394,7 @@ class Node:
                 host=http.host,
                 port=http.port,
                 allowed_hosts=http.allowed_hosts,
+                body_bytes_max=http.body_bytes_max,
                 upload_bytes_max=self.settings.blobs.upload_bytes_max,
                 metrics_enabled=self.settings.metrics.enabled,
             ),

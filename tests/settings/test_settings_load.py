@@ -35,7 +35,6 @@ OTHER: dict[str, str] = {
     "worker.publishers": "did:key:z6Mkn8v5wVjYcCJ5wDhVRvRkRvHFVKQvS3uS3tJmGuVUYk4h",
     "worker.slots": "3",
     "worker.price_floor_ucr": "7",
-    "owner.leases_per_frame_max": "8",
     "http.host": "0.0.0.0",
     "http.allowed_hosts": "node.example.org",
     "ledger.url": "sqlite:///other.db",

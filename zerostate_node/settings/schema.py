@@ -170,7 +170,6 @@ class OwnerSettings:
         least=1,
         most=604_800,
     )
-    leases_per_frame_max: int = setting(64, "Leases sent under one signature.", least=1, most=64)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,12 +193,6 @@ class WorkerSettings:
     )
     price_floor_ucr: int = setting(
         0, "Least price of a task worth claiming, micro-credits.", least=0, most=10**12
-    )
-    credits_per_slot: int = setting(
-        4,
-        "Leases asked for ahead per slot, so that a slot never waits for the network.",
-        least=1,
-        most=256,
     )
 
 
@@ -271,7 +264,9 @@ class HttpSettings:
         "that is theirs.",
         check=_hosts,
     )
-    body_bytes_max: int = setting(64 * MIB, "Largest request body.", least=KIB, most=GIB)
+    body_bytes_max: int = setting(
+        1 * MIB, "Largest JSON body; larger inputs are uploaded as blobs.", least=KIB, most=64 * MIB
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
