@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import heapq
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import structlog
@@ -37,6 +37,7 @@ from zerostate_node.ports.ledger import (
 )
 from zerostate_node.services.hub import Hub
 from zerostate_node.units import MIB
+from zerostate_node.wire.cardshape import ARGS_BYTES_MAX
 from zerostate_node.wire.messages import BlobRef, Outcome, RetryPolicy, TaskSpec
 
 log = structlog.get_logger()
@@ -45,6 +46,15 @@ TURN_TASKS_MAX = 512  # pairs made in one turn: bounds the size of one commit
 TICK_S = 0.25  # how late a lapse may be noticed
 INLINE_KEPT_BYTES_MAX = 64 * MIB  # inputs of open tasks held in memory; more are read when leased
 LEDGER_RETRY_S = 0.5
+LOOKUPS_MAX = 64  # tasks that are over, read from the ledger in one turn for their late receipts
+DUE_MIN = 8_192  # entries of the clock that are kept before those of ended tasks are swept
+
+_CONDUCT = {
+    Outcome.COMPLETED: "completed",
+    Outcome.LOST: "lost",
+    Outcome.REFUSED: "refused",
+    Outcome.UNFETCHABLE: "refused",
+}  # what an outcome says about the worker; any other is the guest's doing
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -113,6 +123,28 @@ class _Submission:
     result: object = None
 
 
+_Fact = tuple[str, machine.Fact, ReceiptPayload | None]  # about the task of this id
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Change:
+    """A task moved; `ended` is how an attempt ended, where this step opens the task again."""
+
+    task_id: str
+    entry: Entry
+    before: machine.State
+    after: machine.State
+    ended: Outcome | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Doubt:
+    """The ledger refused a transition: what was believed before it, and what led to it."""
+
+    before: machine.State
+    facts: tuple[_Fact, ...]
+
+
 @dataclasses.dataclass(slots=True)
 class _Turn:
     """What one turn has decided so far."""
@@ -122,6 +154,8 @@ class _Turn:
     owners: list[str] = dataclasses.field(default_factory=list)  # task id behind each write
     effects: list[tuple[str, machine.Effect]] = dataclasses.field(default_factory=list)
     before: dict[str, machine.State] = dataclasses.field(default_factory=dict)
+    changes: list[_Change] = dataclasses.field(default_factory=list)
+    granted: list[tuple[str, Claimer]] = dataclasses.field(default_factory=list)
 
 
 class Driver:
@@ -145,8 +179,11 @@ class Driver:
         self.dispatch = Dispatcher()
         self._outlets: dict[str, Outlet] = {}
         self._submissions: deque[_Submission] = deque()
-        self._facts: deque[tuple[str, machine.Fact, ReceiptPayload | None]] = deque()
+        self._facts: deque[_Fact] = deque()
+        self._doubts: dict[str, _Doubt] = {}
         self._due: list[tuple[int, str]] = []
+        self._due_most = DUE_MIN
+        self._unpark_at = 0.0
         self._wake = trio.Event()
         self._inline_bytes = 0
         self.turns = 0
@@ -161,9 +198,16 @@ class Driver:
         Open a task; durable when it returns its id.
 
         Raises:
-            Refused: the idempotency key was used for another request.
+            Refused: the idempotency key was used for another request; args too long.
             Unavailable: too many open tasks, or the ledger is away.
         """
+        args_bytes = sum(len(arg.encode()) for arg in write.row.spec.args)
+        if args_bytes > ARGS_BYTES_MAX:
+            raise Refused(
+                f"args take {args_bytes} bytes, {ARGS_BYTES_MAX} are allowed",
+                code="bad_request",
+                hint="a receipt repeats them: send what is long as input",
+            )
         if len(self.tasks) + len(self._submissions) >= self._settings.tasks_open_max:
             raise Unavailable(
                 f"{self._settings.tasks_open_max} tasks are open already",
@@ -186,12 +230,10 @@ class Driver:
 
     def welcome(self, claimer: Claimer, outlet: Outlet) -> None:
         """A worker's stream is there: answers to it go to `outlet` from now on."""
-        claimer.in_flight = sum(
-            isinstance(entry.state, machine.Leased) and entry.state.worker == claimer.worker
-            for entry in self.tasks.values()
-        )
         self.dispatch.claimers[claimer.worker] = claimer
         self._outlets[claimer.worker] = outlet
+        self._recount()
+        self._unpark_at = 0.0
 
     def claims_changed(self) -> None:
         """A worker asks for work, or changed what it asked for."""
@@ -223,33 +265,43 @@ class Driver:
                 await self._turn()
             except Unavailable as error:
                 log.warning("ledger away, deciding nothing", cause=str(error))
+                self._refuse(self._submissions, error)
+                self._submissions.clear()
                 await trio.sleep(LEDGER_RETRY_S)
                 self._wake.set()
 
     async def _resume(self) -> None:
-        now_ms = self._now_ms()
         for row in await self._ledger.live():
-            state: machine.State
-            if row.phase == "leased":
-                state = machine.Leased(
-                    row.attempt,
-                    row.fence,
-                    row.worker,
-                    row.lease_until_ms,
-                    row.excluded,
-                    row.cancel_reason,
-                )
-            else:
-                state = machine.Open(row.attempt, row.fence, row.not_before_ms, row.excluded)
-            task_id = row.spec.task_id
-            self.tasks[task_id] = Entry(row.spec, row.actor, state)
-            self._schedule(row.spec.deadline_ms, task_id)
-            if isinstance(state, machine.Leased):
-                self.post(task_id, machine.Resumed(self._settings.lease_ttl_ms, now_ms))
-            else:
-                self._want(task_id, self.tasks[task_id], now_ms)
+            if isinstance(self._restore(row).state, machine.Leased):
+                self.post(row.spec.task_id, self._resumed())
         if self.tasks:
             log.info("tasks resumed", tasks=len(self.tasks))
+
+    def _restore(self, row: TaskRow) -> Entry:
+        """Hold a task as the ledger has it. A lease wants `_resumed` to be posted."""
+        task_id = row.spec.task_id
+        state: machine.State
+        if row.phase == "leased":
+            state = machine.Leased(
+                row.attempt,
+                row.fence,
+                row.worker,
+                row.lease_until_ms,
+                row.excluded,
+                row.cancel_reason,
+            )
+        else:
+            state = machine.Open(row.attempt, row.fence, row.not_before_ms, row.excluded)
+        entry = self.tasks[task_id] = Entry(row.spec, row.actor, state)
+        self._schedule(row.spec.deadline_ms, task_id)
+        if isinstance(state, machine.Leased):
+            self._schedule(state.until_ms, task_id)
+        self._want(task_id, entry, self._now_ms())
+        return entry
+
+    def _resumed(self) -> machine.Resumed:
+        # Renewals are not in the ledger, so the term that it knows may be over already.
+        return machine.Resumed(self._settings.lease_ttl_ms, self._now_ms())
 
     def _look_at_clock(self) -> None:
         now_ms = self._now_ms()
@@ -259,16 +311,26 @@ class Driver:
             if task_id in self.tasks and task_id not in noticed:
                 noticed.add(task_id)
                 self.post(task_id, machine.TimePassed(now_ms))
-        self.dispatch.unpark()
+        if trio.current_time() >= self._unpark_at:
+            self._unpark_at = trio.current_time() + TICK_S
+            self.dispatch.unpark()
 
     def _schedule(self, at_ms: int, task_id: str) -> None:
         heapq.heappush(self._due, (at_ms, task_id))
+        if len(self._due) > self._due_most:
+            # Deadlines are far away and most tasks end long before theirs.
+            self._due = [due for due in self._due if due[1] in self.tasks]
+            heapq.heapify(self._due)
+            self._due_most = max(DUE_MIN, 2 * len(self._due))
 
     async def _turn(self) -> None:
+        for task_id in list(self._doubts):
+            await self._reload(task_id)
+        over = await self._look_up_strangers()
+        # No await from here to the commit: what is taken from the queues is decided in this turn,
+        # and a receipt is judged by the state that it was checked against.
         submissions = [self._submissions.popleft() for _ in range(len(self._submissions))]
         facts = [self._facts.popleft() for _ in range(len(self._facts))]
-        strangers = {t for t, _, _ in facts if t not in self.tasks}
-        settled = await self._settled_states(strangers) if strangers else {}
         turn = _Turn(self._now_ms())
         self.turns += 1
 
@@ -276,15 +338,14 @@ class Driver:
             self._admit(turn, submission.write)
         for task_id, fact, payload in facts:
             entry = self.tasks.get(task_id)
-            if entry is None:
-                self._step_settled(turn, task_id, settled.get(task_id), fact)
-            else:
+            if entry is not None:
                 self._step(turn, task_id, entry, fact, payload)
-        for task_id, worker in self.dispatch.pairs(turn.now_ms, most=TURN_TASKS_MAX):
-            chosen = machine.Chosen(worker, self._settings.lease_ttl_ms, turn.now_ms)
-            self._step(turn, task_id, self.tasks[task_id], chosen, None)
-        if len(self.dispatch) and any(c.credits > 0 for c in self.dispatch.claimers.values()):
-            self._wake.set()
+            elif isinstance(fact, machine.ReceiptCame) and task_id not in over:
+                self._facts.append((task_id, fact, payload))  # for the next turn's look-up
+                self._wake.set()
+            else:
+                self._step_settled(turn, task_id, over.get(task_id), fact)
+        self._pair(turn)
 
         results: list[object] = []
         if turn.writes:
@@ -294,8 +355,44 @@ class Driver:
                 self._undo(turn, submissions, facts, error)
                 raise
             self.writes += len(turn.writes)
-        await self._reconcile(turn, submissions, results)
+        self._reconcile(turn, submissions, facts, results)
         await self._perform(turn)
+
+    def _pair(self, turn: _Turn) -> None:
+        unpaired = []
+        for task_id, worker in self.dispatch.pairs(turn.now_ms, most=TURN_TASKS_MAX):
+            entry, claimer = self.tasks[task_id], self.dispatch.claimers[worker]
+            turn.granted.append((task_id, claimer))
+            chosen = machine.Chosen(worker, self._settings.lease_ttl_ms, turn.now_ms)
+            self._step(turn, task_id, entry, chosen, None)
+            if not isinstance(entry.state, machine.Leased):
+                unpaired.append(task_id)  # its deadline passed since the clock was looked at
+        if len(turn.granted) >= TURN_TASKS_MAX:
+            self._wake.set()
+        self._take_back(turn, set(unpaired))
+        for task_id in unpaired:
+            self._want(task_id, self.tasks[task_id], turn.now_ms)
+
+    def _take_back(self, turn: _Turn, task_ids: set[str]) -> None:
+        """These tasks are not leased after all: their workers may take others instead."""
+        if not task_ids:
+            return
+        for task_id, claimer in turn.granted:
+            if task_id in task_ids:
+                claimer.credits += 1
+                claimer.unsent -= 1
+        turn.granted = [g for g in turn.granted if g[0] not in task_ids]
+        self._recount()
+
+    def _recount(self) -> None:
+        """How many leases each connected worker holds."""
+        held = Counter(
+            entry.state.worker
+            for entry in self.tasks.values()
+            if isinstance(entry.state, machine.Leased)
+        )
+        for claimer in self.dispatch.claimers.values():
+            claimer.in_flight = held[claimer.worker]
 
     def _admit(self, turn: _Turn, write: OpenTask) -> None:
         spec = write.row.spec
@@ -346,6 +443,8 @@ class Driver:
         if done.state == before:
             return
         turn.before.setdefault(task_id, before)
+        ended = next((e.outcome for e in done.effects if isinstance(e, machine.RecordReopen)), None)
+        turn.changes.append(_Change(task_id, entry, before, done.state, ended))
         entry.state = done.state
         self._follow(task_id, entry, before, turn.now_ms)
 
@@ -382,103 +481,123 @@ class Driver:
             verdict = done.effects[0].verdict if done.effects else ""  # type: ignore[union-attr]
             log.info("late receipt answered", task=task_id, fence=fact.fence, verdict=verdict)
 
-    async def _settled_states(self, task_ids: set[str]) -> dict[str, machine.Settled]:
-        states = {}
-        for task_id in task_ids:
+    async def _look_up_strangers(self) -> dict[str, machine.Settled | None]:
+        """How tasks ended that receipts wait for, and that are not held here any more."""
+        strangers: dict[str, None] = {}
+        for task_id, fact, _ in self._facts:
+            if task_id not in self.tasks and isinstance(fact, machine.ReceiptCame):
+                strangers[task_id] = None
+                if len(strangers) == LOOKUPS_MAX:
+                    break  # full: the others are looked up in the next turns
+        found: dict[str, machine.Settled | None] = {}
+        for task_id in strangers:
             row = await self._ledger.task(task_id)
-            if row is not None and row.outcome is not None:
-                states[task_id] = machine.Settled(
-                    row.outcome, row.attempt, row.fence, row.worker, row.detail
-                )
-        return states
+            found[task_id] = _settled_state(row) if row is not None else None
+        return found
 
     # -- after the commit --------------------------------------------------------------------------
+
+    def _refuse(self, submissions: Iterable[_Submission], error: ZeroStateError) -> None:
+        for submission in submissions:
+            submission.result = error
+            submission.done.set()
 
     def _undo(
         self,
         turn: _Turn,
         submissions: list[_Submission],
-        facts: list[tuple[str, machine.Fact, ReceiptPayload | None]],
+        facts: list[_Fact],
         error: Unavailable,
     ) -> None:
         """The ledger is away: forget this turn, keep its facts, refuse its submissions."""
+        self._refuse(submissions, error)
         for submission in submissions:
             task_id = submission.write.row.spec.task_id
             turn.before.pop(task_id, None)
             self._forget(task_id)
-            submission.result = error
-            submission.done.set()
         for task_id, before in turn.before.items():
             entry = self.tasks[task_id]
-            now, entry.state = entry.state, before
-            if isinstance(now, machine.Leased) and isinstance(before, machine.Open):
-                claimer = self.dispatch.claimers.get(now.worker)
-                if claimer is not None:
-                    claimer.credits += 1
-                    claimer.in_flight -= 1
-                self._want(task_id, entry, turn.now_ms)
-            elif isinstance(before, machine.Leased):
+            entry.state = before
+            if isinstance(before, machine.Leased):
                 self.dispatch.withdraw(task_id)
                 self._schedule(before.until_ms, task_id)
-            elif isinstance(now, machine.Settled):
+            else:
                 self._want(task_id, entry, turn.now_ms)
+        self._take_back(turn, {task_id for task_id, _ in turn.granted})
+        self._recount()
         self._facts.extendleft(reversed(facts))
 
-    async def _reconcile(
-        self, turn: _Turn, submissions: list[_Submission], results: Sequence[object]
+    def _reconcile(
+        self,
+        turn: _Turn,
+        submissions: list[_Submission],
+        facts: list[_Fact],
+        results: Sequence[object],
     ) -> None:
         """Answer submissions; where the ledger refused a write, believe the ledger."""
-        doubtful = set()
+        never_ours = set()
         for index, submission in enumerate(submissions):
             result = results[index]
             task_id = submission.write.row.spec.task_id
+            submission.result = result
+            submission.done.set()
             if isinstance(result, Refused) or result != task_id:
                 # Refused, or this key opened another task before: ours never was.
                 self._forget(task_id)
-                doubtful.add(task_id)
-            submission.result = result
-            submission.done.set()
-            if task_id not in doubtful:
-                entry = self.tasks[task_id]
-                self.submitted += 1
-                self._hub.tell("task.open", task_id=task_id, agent_id=entry.spec.agent_id)
-                log.info(
-                    "task accepted",
-                    task=task_id,
-                    agent=entry.spec.agent_id,
-                    trace=entry.spec.trace,
-                )
+                never_ours.add(task_id)
+                continue
+            entry = self.tasks[task_id]
+            self.submitted += 1
+            self._hub.tell("task.open", task_id=task_id, agent_id=entry.spec.agent_id)
+            log.info(
+                "task accepted",
+                task=task_id,
+                agent=entry.spec.agent_id,
+                trace=entry.spec.trace,
+            )
+        doubtful = set(never_ours)
         for index in range(len(submissions), len(results)):
-            task_id = turn.owners[index]
-            if isinstance(results[index], Refused) and task_id not in doubtful:
+            task_id, result = turn.owners[index], results[index]
+            if isinstance(result, Refused) and task_id not in doubtful:
                 doubtful.add(task_id)
                 log.error(
                     "ledger refused a transition, reading the task again",
                     task=task_id,
-                    why=str(results[index]),
+                    why=str(result),
                 )
-                await self._reload(task_id)
+                before = turn.before.get(task_id, self.tasks[task_id].state)
+                about = tuple(fact for fact in facts if fact[0] == task_id)
+                self._doubts[task_id] = _Doubt(before, about)
         if doubtful:
             turn.effects = [e for e in turn.effects if e[0] not in doubtful]
-            for task_id in doubtful:
-                turn.before.pop(task_id, None)
+            turn.changes = [c for c in turn.changes if c.task_id not in doubtful]
+            self._take_back(turn, doubtful)
+            self._recount()
+            self._wake.set()
 
     async def _reload(self, task_id: str) -> None:
-        self._forget(task_id)
+        """Believe the ledger about a task, then look again at what led to the doubt."""
         row = await self._ledger.task(task_id)
-        if row is None or row.phase == "settled":
-            return
-        state: machine.State = (
-            machine.Leased(row.attempt, row.fence, row.worker, row.lease_until_ms, row.excluded)
-            if row.phase == "leased"
-            else machine.Open(row.attempt, row.fence, row.not_before_ms, row.excluded)
-        )
-        entry = self.tasks[task_id] = Entry(row.spec, row.actor, state)
-        self._schedule(row.spec.deadline_ms, task_id)
-        if isinstance(state, machine.Leased):
-            self._schedule(state.until_ms, task_id)
+        doubt = self._doubts.pop(task_id)
+        entry = self.tasks.get(task_id)
+        self._forget(task_id)
+        again, first = doubt.facts, list[machine.Fact]()
+        if row is None:
+            again = ()
+        elif (settled := _settled_state(row)) is not None:
+            if entry is not None:
+                self._tell(_Change(task_id, entry, doubt.before, settled, None))
         else:
-            self._want(task_id, entry, self._now_ms())
+            state = self._restore(row).state
+            if isinstance(state, machine.Leased):
+                first.append(self._resumed())
+                if state.fence == doubt.before.fence + 1:
+                    # By a commit that we took for failed: the worker never got this lease.
+                    back = machine.HandedBack(state.worker, state.fence, self._now_ms())
+                    first.append(back)
+            if type(state) is type(doubt.before) and state.fence == doubt.before.fence:
+                again = ()  # the ledger has what we have, and refuses: asking again would not end
+        self._facts.extendleft(reversed([*((task_id, fact, None) for fact in first), *again]))
 
     async def _perform(self, turn: _Turn) -> None:
         leases: dict[str, list[LeaseOut]] = {}
@@ -493,7 +612,15 @@ class Driver:
                     if outlet is None:
                         self.post(task_id, machine.WorkerLost(worker, turn.now_ms))
                         continue
-                    data = await self._input(entry)
+                    try:
+                        data = await self._input(entry)
+                    except Unavailable as error:
+                        log.warning(
+                            "input not read, lease taken back", task=task_id, why=str(error)
+                        )
+                        self._take_back(turn, {task_id})
+                        self.post(task_id, machine.HandedBack(worker, fence, turn.now_ms))
+                        continue
                     leases.setdefault(worker, []).append(
                         LeaseOut(entry.spec, data, attempt, fence, ttl_ms)
                     )
@@ -507,14 +634,14 @@ class Driver:
             outlet = self._outlets.get(worker)
             if outlet is not None:
                 outlet.lease(batch)
-        for task_id, before in turn.before.items():
-            self._tell(task_id, before)
+        for _, claimer in turn.granted:
+            claimer.unsent -= 1
+        for change in turn.changes:
+            self._tell(change)
 
-    def _tell(self, task_id: str, before: machine.State) -> None:
-        entry = self.tasks.get(task_id)
-        if entry is None:
-            return
-        match entry.state:
+    def _tell(self, change: _Change) -> None:
+        task_id, entry, before = change.task_id, change.entry, change.before
+        match change.after:
             case machine.Leased(attempt, fence, worker):
                 if isinstance(before, machine.Leased) and before.fence == fence:
                     return  # renewed
@@ -526,14 +653,13 @@ class Driver:
                 lost = before.worker if isinstance(before, machine.Leased) else ""
                 self._hub.tell("task.retry", task_id=task_id, attempt=attempt, worker=lost)
                 log.info("task open again", task=task_id, fence=fence, worker=lost[-8:])
-                if excluded and lost:
-                    self._behaved(lost, "lost")
+                blamed = isinstance(before, machine.Leased) and excluded != before.excluded
+                if blamed and change.ended is not None:
+                    self._behaved(lost, _CONDUCT.get(change.ended, "guest_failed"))
             case machine.Settled(outcome, _, fence, worker, detail):
                 self.settled[outcome.value] += 1
                 if worker:
-                    self._behaved(
-                        worker, "completed" if outcome is Outcome.COMPLETED else "guest_failed"
-                    )
+                    self._behaved(worker, _CONDUCT.get(outcome, "guest_failed"))
                 self._hub.tell(
                     "task.settled",
                     task_id=task_id,
@@ -588,6 +714,12 @@ class Driver:
 
 
 _NO_RETRY = RetryPolicy()
+
+
+def _settled_state(row: TaskRow) -> machine.Settled | None:
+    if row.outcome is None:
+        return None
+    return machine.Settled(row.outcome, row.attempt, row.fence, row.worker, row.detail)
 
 
 def _write_of(

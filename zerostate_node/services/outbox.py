@@ -28,25 +28,34 @@ class Outbox:
     def __init__(self) -> None:
         self._queue: deque[WorkMessage] = deque()
         self._news = trio.Event()
+        self._pumping = trio.CancelScope()
         self.overflown = False
 
     def put(self, message: WorkMessage) -> None:
         """Queue a message; beyond the limit the stream is marked for its end."""
         if len(self._queue) >= MESSAGES_MAX:
             self.overflown = True
+            self._pumping.cancel()
         else:
             self._queue.append(message)
         self._news.set()
 
+    def end(self) -> None:
+        """End the stream: the same peer has a newer one."""
+        self._pumping.cancel()
+
     async def pump(self, link: Link) -> None:
         """Write until the link ends. Raises Unavailable at its end."""
-        while True:
-            await self._news.wait()
-            self._news = trio.Event()
-            while self._queue:
-                await link.send(codec.encode(self._frame()))
-            if self.overflown:
-                raise Unavailable("the peer does not read its work stream", code="slow_peer")
+        with self._pumping:
+            while True:
+                await self._news.wait()
+                self._news = trio.Event()
+                while self._queue:
+                    await link.send(codec.encode(self._frame()))
+        # Not after the send under way: one to a peer that does not read may take for ever.
+        if self.overflown:
+            raise Unavailable("the peer does not read its work stream", code="slow_peer")
+        raise Unavailable("a newer stream took its place", code="replaced")
 
     def _frame(self) -> tuple[WorkMessage, ...]:
         messages: list[WorkMessage] = []

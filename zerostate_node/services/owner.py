@@ -14,7 +14,7 @@ import structlog
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from zerostate_node.errors import ConductError, Unavailable, WireError
+from zerostate_node.errors import ConductError, NotFound, Refused, Unavailable, WireError
 from zerostate_node.machines import task as machine
 from zerostate_node.machines.admission import price_of
 from zerostate_node.machines.dispatch import Claimer
@@ -94,7 +94,7 @@ class WorkerStream:
                     input=out.input_inline,
                 )
             )
-            size += len(out.input_inline or b"")
+            size += len(out.input_inline or b"") + 4 * sum(map(len, out.spec.args))
             if len(batch) == LEASES_PER_BATCH or size >= BATCH_BYTES_SOFT_MAX:
                 self._seal(batch)
                 batch, size = [], 0
@@ -169,7 +169,10 @@ class Owner:
             return None
 
         stream = WorkerStream(self, link.peer, hello)
+        old = self.streams.get(link.peer)
         self.streams[link.peer] = stream
+        if old is not None:
+            old.outbox.end()
         self._driver.welcome(stream.claimer, stream)
         log.info("worker connected", worker=link.peer, slots=hello.slots, region=hello.region)
         try:
@@ -237,7 +240,8 @@ class Owner:
             case Claim(credits=credits, serves=serves, seen=seen):
                 claimer = stream.claimer
                 claimer.serves = frozenset(serves)
-                claimer.credits = max(0, credits - max(0, stream.sent - seen))
+                on_their_way = max(0, stream.sent - seen) + claimer.unsent
+                claimer.credits = max(0, credits - on_their_way)
                 claimer.score = self._score_of(worker)
                 self._driver.claims_changed()
             case Renew(task_id=task_id, fence=fence, progress=progress):
@@ -316,7 +320,7 @@ class Owner:
         """An output that is not in the message is brought here before the task settles."""
         try:
             await self._fetch_output(worker, receipt.output)
-        except (Unavailable, ConductError, WireError) as error:
+        except (Unavailable, NotFound, Refused, ConductError, WireError) as error:
             log.warning("output not fetched", task=receipt.task_id, why=str(error))
             fact = dataclasses.replace(
                 fact, outcome=Outcome.LOST, detail=f"its output could not be fetched: {error}"
@@ -339,12 +343,16 @@ def _contradiction(receipt: Receipt, entry: Entry, owner: str, output: bytes | N
     ):  # fmt: skip
         if getattr(receipt, name) != getattr(spec, name):
             return f"{name} is not the task's"
+    if isinstance(entry.state, machine.Leased) and receipt.attempt != entry.state.attempt:
+        return "attempt is not the lease's"
     if receipt.owner != owner:
         return "it is made out to another owner"
     if receipt.fuel_used > spec.limits.fuel_max:
         return "more fuel than the task allows"
     if receipt.output.size_bytes > spec.limits.stdout_bytes_max:
         return "more output than the task allows"
+    if output is None and receipt.output.size_bytes == 0:
+        output = b""
     if output is not None and ids.digest_of(output) != receipt.output.digest:
         return "the output does not have the digest that was signed"
     if output is not None and len(output) != receipt.output.size_bytes:

@@ -16,7 +16,7 @@ import structlog
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from zerostate_node.errors import ConductError, Unavailable, WireError
+from zerostate_node.errors import ConductError, Unavailable, WireError, ZeroStateError
 from zerostate_node.machines import claim as machine
 from zerostate_node.machines.admission import Policy
 from zerostate_node.ports.ledger import Journal, OwedReceipt
@@ -77,6 +77,12 @@ class OwnerStream:
         self.received = 0
         self.claimed = -1  # what the last claim said; -1 before the first
         self.received_at_claim = 0
+        self.delivered: set[tuple[str, int]] = set()  # receipts sent here that wait for an ack
+
+    def deliver(self, task_id: str, fence: int, receipt: bytes, output: bytes | None) -> None:
+        """Queue a journaled receipt."""
+        self.delivered.add((task_id, fence))
+        self.outbox.put(Done(receipt=receipt, output=output))
 
     def worth_telling(self, credits: int) -> bool:
         """Whether a new claim changes enough: a frame for each finished run would be noise."""
@@ -165,15 +171,13 @@ class Worker:
         old = self.streams.get(owner)
         self.streams[owner] = stream
         if old is not None:
-            old.outbox.overflown = True
+            old.outbox.end()
         log.info("serving owner", owner=owner, via_relay=link.limited)
         code = "closed"
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._pump, stream, link, nursery.cancel_scope)
-                await self._resend(stream)
-                self._claim_all()
-                code = await self._read(stream, link)
+                code = await self._serve(stream, link)
                 nursery.cancel_scope.cancel()
         finally:
             if self.streams.get(owner) is stream:
@@ -220,10 +224,26 @@ class Worker:
         except Unavailable:
             scope.cancel()
 
+    async def _serve(self, stream: OwnerStream, link: Link) -> str:
+        self._renew_held(stream)
+        try:
+            await self._resend(stream)
+        except Unavailable as error:
+            log.error("journal does not say what is owed", owner=stream.owner, why=str(error))
+            return error.code
+        self._claim_all()
+        return await self._read(stream, link)
+
+    def _renew_held(self, stream: OwnerStream) -> None:
+        """Say at once that we are back: the owner gives a lost stream less time than a lease."""
+        for (task_id, fence), held in self.held.items():
+            if held.owner == stream.owner and not isinstance(held.state, machine.Owing):
+                stream.outbox.put(Renew(task_id=task_id, fence=fence))
+
     async def _resend(self, stream: OwnerStream) -> None:
-        """What the journal still owes this owner goes first."""
+        """What the journal still owes this owner."""
         for owed in await self._journal.owed(stream.owner):
-            stream.outbox.put(Done(receipt=owed.envelope, output=owed.output_inline))
+            stream.deliver(owed.task_id, owed.fence, owed.envelope, owed.output_inline)
 
     async def _read(self, stream: OwnerStream, link: Link) -> str:
         while True:
@@ -256,10 +276,13 @@ class Worker:
             case Leases(envelope=data):
                 self._take(stream, data)
             case Renewed(task_id=task_id, fence=fence, ttl_ms=ttl_ms):
-                self._fact(task_id, fence, machine.RenewedBy(ttl_ms, now_ms))
+                self._fact(stream, task_id, fence, machine.RenewedBy(ttl_ms, now_ms))
             case Cancel(task_id=task_id, fence=fence, reason=reason):
-                self._fact(task_id, fence, machine.CancelCame(reason))
+                self._fact(stream, task_id, fence, machine.CancelCame(reason))
             case Ack(task_id=task_id, fence=fence, verdict=verdict, voucher=voucher):
+                if (task_id, fence) not in stream.delivered:
+                    return  # of a receipt that is not owed to this owner, or answered already
+                stream.delivered.discard((task_id, fence))
                 if verdict != "settled":
                     log.warning(
                         "receipt not taken",
@@ -269,7 +292,7 @@ class Worker:
                         reason=message.reason,
                     )
                 acks.append((task_id, fence, verdict, voucher))
-                self._fact(task_id, fence, machine.AckCame(verdict))
+                self._fact(stream, task_id, fence, machine.AckCame(verdict))
             case _:
                 raise ConductError(
                     f"an owner does not send {type(message).__name__}", code="not_allowed"
@@ -299,7 +322,8 @@ class Worker:
                 continue
             self._queue.append(key)
             log.debug("lease taken", task=key[0], fence=key[1], trace=lease.spec.trace)
-        self._work.set()
+        self._work.set()  # wakes every slot that waits
+        self._work = trio.Event()
         self._claim_all()
 
     def _claim_all(self) -> None:
@@ -327,9 +351,9 @@ class Worker:
 
     # -- leases ------------------------------------------------------------------------------------
 
-    def _fact(self, task_id: str, fence: int, fact: machine.Fact) -> None:
+    def _fact(self, stream: OwnerStream, task_id: str, fence: int, fact: machine.Fact) -> None:
         held = self.held.get((task_id, fence))
-        if held is not None:
+        if held is not None and held.owner == stream.owner:
             self._step(held, fact)
 
     def _step(self, held: Held, fact: machine.Fact) -> None:
@@ -363,12 +387,11 @@ class Worker:
                 stream.outbox.put(Release(task_id=task_id, fence=fence))
             case machine.SendDone() if stream is not None and held.finished is not None:
                 done = held.finished
-                stream.outbox.put(Done(receipt=done.envelope, output=done.output_inline))
+                stream.deliver(task_id, fence, done.envelope, done.output_inline)
 
     async def _slot(self) -> None:
         while True:
             while not self._queue:
-                self._work = trio.Event()
                 await self._work.wait()
             held = self.held.get(self._queue.popleft())
             if held is None:
@@ -385,12 +408,18 @@ class Worker:
                 held.finished = await self._runner.run(
                     held.lease, held.owner, self._policy(), lambda text: self._log(held, text)
                 )
-            if held.finished is None:
-                held.finished = self._runner.without_run(
-                    held.lease, Outcome.CANCELLED, held.stop_reason, owner=held.owner
-                )
+        except (ZeroStateError, OSError) as error:
+            # A disk that is full, a blob that cannot be kept: this run's trouble, not the node's.
+            log.error("run failed here", task=held.key[0], why=str(error))
+            held.finished = self._runner.without_run(
+                held.lease, Outcome.REFUSED, f"this worker failed: {error}", owner=held.owner
+            )
         finally:
             self.running -= 1
+        if held.finished is None:
+            held.finished = self._runner.without_run(
+                held.lease, Outcome.CANCELLED, held.stop_reason, owner=held.owner
+            )
         self.runs += 1
         took_ms = 1000 * (trio.current_time() - started)
         self.run_ms_mean += RUN_MS_SMOOTHING * (took_ms - self.run_ms_mean)
