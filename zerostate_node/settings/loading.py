@@ -127,12 +127,6 @@ def _check_together(settings: Settings) -> None:
             str(origins["mesh.relay_serve"]), secret=False,
             hint="set mesh.listen, or mesh.relay_serve = false",
         )  # fmt: skip
-    if settings.blobs.upload_bytes_max > settings.http.body_bytes_max:
-        raise config_error(
-            "blobs.upload_bytes_max", settings.blobs.upload_bytes_max,
-            f"is more than http.body_bytes_max ({settings.http.body_bytes_max}) lets through",
-            str(origins["blobs.upload_bytes_max"]), secret=False,
-        )  # fmt: skip
 
 
 def _check_exposure(
