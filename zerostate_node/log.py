@@ -8,6 +8,8 @@ Facts often come from strangers, so every line is escaped, bounded, and stripped
 
 from __future__ import annotations
 
+import functools
+import json
 import logging
 import re
 import sys
@@ -28,6 +30,9 @@ _SECRET_TEXT = (
     (re.compile(r"(?i)\b([a-z][a-z0-9+.-]{0,20}://[^\s:/@]*):[^\s@]+@"), r"\1:[redacted]@"),
     (re.compile(r"(?i)\b(password|secret|token|api_?key)=[^\s&;,]+"), r"\1=[redacted]"),
 )
+# None of the patterns above matches a text without one of these; most facts are ids and numbers,
+# and a line is logged for each decision, so looking once first halves the cost of logging.
+_WORTH_A_LOOK = re.compile(r"[\s=@]").search
 # Harmless keys that end in a word that looks secret.
 _NOT_SECRET = {"public_key", "idempotency_key", "setting_key", "row_key"}
 
@@ -79,6 +84,8 @@ def short(identifier: str) -> str:
 
 def _clean(value: Any, depth: int = 0) -> Any:
     if isinstance(value, str):
+        if len(value) <= TEXT_CHARACTERS_MAX and not _WORTH_A_LOOK(value):
+            return value
         # Cut before any pattern looks at it; twice as far as is kept, so that a secret across the
         # final cut is still whole when it is looked for.
         text = value[: 2 * TEXT_CHARACTERS_MAX]
@@ -101,8 +108,17 @@ def _clean(value: Any, depth: int = 0) -> Any:
     return _clean(str(value), depth + 1)
 
 
+def _names_a_secret(key: str) -> bool:
+    return bool(_SECRET_KEY.search(key)) and key not in _NOT_SECRET
+
+
+_own_key_names_a_secret = functools.lru_cache(maxsize=512)(_names_a_secret)
+
+
 def _fact(key: str, value: Any, depth: int = 0) -> Any:
-    if _SECRET_KEY.search(key) and key not in _NOT_SECRET and value not in (None, "", True, False):
+    # Keys at depth 0 are written in our code and few; deeper ones may be a stranger's.
+    names_a_secret = _names_a_secret if depth else _own_key_names_a_secret
+    if names_a_secret(key) and value not in (None, "", True, False):
         return "[redacted]"
     return _clean(value, depth)
 
@@ -145,6 +161,15 @@ def _escape_event(
     return event
 
 
+# One encoder for all lines: making one is dearer than using it. What is not JSON was made text or
+# bytes' length by `redact`; `repr` is for what a library's own record may hold.
+_encode_json = json.JSONEncoder(ensure_ascii=True, default=repr).encode
+
+
+def _render_json(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> str:
+    return _encode_json(event)
+
+
 def chosen_format(format: str, environment: str, stream: TextIO) -> str:
     """`console` or `json`, out of `auto`: console on a terminal in development."""
     if format != "auto":
@@ -184,7 +209,7 @@ def configure(
         tail = [
             structlog.processors.format_exc_info,
             structlog.processors.EventRenamer("event"),
-            structlog.processors.JSONRenderer(ensure_ascii=True),
+            _render_json,
         ]
     else:
         tail = [
