@@ -10,6 +10,7 @@ import re
 import statistics
 import struct
 import zlib
+from typing import Any
 
 import examples_guest as guest
 import examples_patch
@@ -117,6 +118,10 @@ def unmasked_bits(symbol: list[list[int]]) -> tuple[int, int, list[int]]:
     )
     word = sum(symbol[y][x] << i for i, (x, y) in enumerate(places)) ^ 0x5412
     level, mask = word >> 13, word >> 10 & 7
+    rest = word >> 10
+    for _ in range(10):
+        rest = rest << 1 ^ (rest >> 9) * 0x537
+    assert word & 0x3FF == rest  # the format's own check bits
     rules = [
         lambda x, y: (x + y) % 2,
         lambda x, y: y % 2,
@@ -289,3 +294,32 @@ def test_a_verdict_is_that_of_the_reference_implementation(seed: int) -> None:
         at = instance
         for token in error["instanceLocation"].split("/")[1:]:
             at = at[int(token)] if isinstance(at, list) else at[token]  # type: ignore[index]
+
+
+BOUNDS: dict[str, tuple[Any, list[tuple[Any, bool]]]] = {
+    "maximum": (2, [(2, True), (2.0, True), (2.1, False), (1, True)]),
+    "minimum": (2, [(2, True), (20e-1, True), (1.9, False), (3, True)]),
+    "exclusiveMaximum": (2, [(2, False), (1.9, True), (3, False)]),
+    "exclusiveMinimum": (2, [(2, False), (2.1, True), (1, False)]),
+    "multipleOf": (0.1, [(0.3, True), (0.35, False), (0, True), (1e300, True), (-0.7, True)]),
+    "minLength": (2, [("é", False), ("éé", True), ("😀", False)]),
+    "maxLength": (2, [("é", True), ("ééé", False), ("😀😀", True)]),
+    "minItems": (1, [([], False), ([1], True)]),
+    "maxItems": (1, [([1], True), ([1, 2], False)]),
+    "minProperties": (1, [({}, False), ({"a": 1}, True)]),
+    "maxProperties": (1, [({"a": 1}, True), ({"a": 1, "b": 1}, False)]),
+    "uniqueItems": (True, [([1, 1.0], False), ([1, True], True), ([{"a": 1}, {"a": 2}], True)]),
+    "const": (1, [(1.0, True), (True, False)]),
+    "type": ("integer", [(1.0, True), (1.5, False), (True, False)]),
+    "pattern": ("^\\S+$", [("ab", True), ("a b", False), ("", False)]),
+}
+
+
+@pytest.mark.parametrize("keyword", BOUNDS)
+def test_a_keyword_holds_up_to_its_bound_and_not_beyond(keyword: str) -> None:
+    limit, cases = BOUNDS[keyword]
+    for instance, valid in cases:
+        request = json.dumps({"schema": {keyword: limit}, "instance": instance}).encode()
+        answer = json.loads(guest.run("jsonschema", request).stdout)
+        assert answer["valid"] == valid, instance
+        assert [e["keywordLocation"] for e in answer["errors"]] == [f"/{keyword}"] * (not valid)
