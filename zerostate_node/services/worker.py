@@ -21,6 +21,7 @@ from zerostate_node.machines import claim as machine
 from zerostate_node.machines.admission import Policy
 from zerostate_node.ports.ledger import Journal, OwedReceipt
 from zerostate_node.ports.mesh import Link
+from zerostate_node.services.guestlog import GuestLog
 from zerostate_node.services.outbox import Outbox, receive, say_bye
 from zerostate_node.services.runner import Finished, Runner
 from zerostate_node.units import PeerId
@@ -47,6 +48,7 @@ log = structlog.get_logger()
 
 HELLO_S = 10.0
 TICK_S = 0.25
+PROGRESS_S_MIN = 0.1  # a guest that reports more often is told on with the next renewal
 RUN_MS_SMOOTHING = 0.2  # weight of the newest run in the moving mean
 
 
@@ -61,6 +63,9 @@ class Held:
     stop_reason: str = ""
     finished: Finished | None = None
     log_seq: int = 0
+    guest_log: GuestLog = dataclasses.field(default_factory=GuestLog)
+    progress: int = -1
+    progress_told_s: float = 0.0
 
     @property
     def key(self) -> tuple[str, int]:
@@ -238,7 +243,7 @@ class Worker:
         """Say at once that we are back: the owner gives a lost stream less time than a lease."""
         for (task_id, fence), held in self.held.items():
             if held.owner == stream.owner and not isinstance(held.state, machine.Owing):
-                stream.outbox.put(Renew(task_id=task_id, fence=fence))
+                stream.outbox.put(Renew(task_id=task_id, fence=fence, progress=held.progress))
 
     async def _resend(self, stream: OwnerStream) -> None:
         """What the journal still owes this owner."""
@@ -382,7 +387,7 @@ class Worker:
                 self._finished.append(held)
                 self._journal_news.set()
             case machine.SendRenew() if stream is not None:
-                stream.outbox.put(Renew(task_id=task_id, fence=fence))
+                stream.outbox.put(Renew(task_id=task_id, fence=fence, progress=held.progress))
             case machine.HandBack() if stream is not None:
                 stream.outbox.put(Release(task_id=task_id, fence=fence))
             case machine.SendDone() if stream is not None and held.finished is not None:
@@ -416,6 +421,7 @@ class Worker:
             )
         finally:
             self.running -= 1
+        self._say(held, held.guest_log.end())
         if held.finished is None:
             held.finished = self._runner.without_run(
                 held.lease, Outcome.CANCELLED, held.stop_reason, owner=held.owner
@@ -427,6 +433,15 @@ class Worker:
         self._claim_all()
 
     def _log(self, held: Held, text: str) -> None:
+        shown, progress = held.guest_log.feed(text)
+        if progress is not None and progress != held.progress:
+            held.progress = progress
+            if trio.current_time() - held.progress_told_s >= PROGRESS_S_MIN:
+                held.progress_told_s = trio.current_time()
+                self._perform(held, machine.SendRenew())
+        self._say(held, shown)
+
+    def _say(self, held: Held, text: str) -> None:
         stream = self.streams.get(held.owner)
         if stream is not None:
             task_id, fence = held.key
