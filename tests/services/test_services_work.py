@@ -306,8 +306,7 @@ async def test_an_empty_output_under_the_digest_of_other_bytes_is_a_lie(tmp_path
     async with owning(tmp_path) as office, stranger(office) as mallory:
         await mallory.greet()
         await office.submit()
-        lie = {"output": BlobRef(digest=OTHER.digest, size_bytes=0)}
-        message = done(await mallory.lease(), **lie)
+        message = done(await mallory.lease(), output=BlobRef(digest=OTHER.digest, size_bytes=0))
         await mallory.say(Done(receipt=message.receipt, output=None))
         assert (await mallory.hear_one(Ack)).verdict == "rejected"
 

@@ -186,8 +186,8 @@ are left out.
 
 A task is open, leased to one worker, or settled for ever. Each lease has a fence one higher than
 the last, and what a worker says under another fence changes nothing. Every `Record…` is in the
-ledger before any `Send…` of the same step leaves. Out of `Open_again` a further lease goes as out of
-`Open`, and is not drawn; here two tries are allowed.
+ledger before any `Send…` of the same step leaves. Out of `Open_again` a further lease goes as out
+of `Open`, and is not drawn; here two tries are allowed.
 
 {_task()}
 
@@ -195,8 +195,8 @@ ledger before any `Send…` of the same step leaves. Out of `Open_again` a furth
 
 A lease waits for a slot, runs, and is owed to its owner as a signed receipt until the owner
 answers. A broken stream is not in the picture because it stops nothing: the run goes on and the
-receipt waits in the journal. `Stopping_lost` ends without a receipt, since the lease is another's by
-then.
+receipt waits in the journal. `Stopping_lost` ends without a receipt, since the lease is another's
+by then.
 
 {_claim()}
 

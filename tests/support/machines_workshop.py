@@ -92,7 +92,11 @@ class Owning:
         self.fetched.append(ref.digest)
 
     async def submit(self, text: bytes = b"hello", **changes: Any) -> str:
-        fields = {"module": ref(MODULE), "input": ref(text), "deadline_ms": T0 + 600_000}
+        fields: dict[str, Any] = {
+            "module": ref(MODULE),
+            "input": ref(text),
+            "deadline_ms": T0 + 600_000,
+        }
         opened = row(0, **(fields | changes))
         write = dataclasses.replace(self.here.opening(), row=opened, input_inline=text)
         return await self.here.driver.submit(write)

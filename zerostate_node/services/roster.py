@@ -239,6 +239,8 @@ class Roster:
                 manifest = self.manifests.pop(key)
                 del self._entries[key]
                 self._by_publisher[manifest.publisher] -= 1
+                if not self._by_publisher[manifest.publisher]:
+                    del self._by_publisher[manifest.publisher]
                 await self._forget("manifests", ["@".join(key)])
         gone = [peer for peer, opened in self.adverts.items() if opened.expires_ms < now_ms]
         for peer in gone:
