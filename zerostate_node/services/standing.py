@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -34,7 +35,7 @@ class Standing:
         done = machine.step(self._of.get(peer, machine.Conduct()), fact)
         self._of[peer] = done.state
         if len(self._of) > PEERS_MAX:
-            del self._of[min(self._of, key=lambda p: abs(self._of[p].score))]
+            self._forget_some(besides=peer)
         for ban in done.effects:
             log.warning("peer banned", peer=peer, for_s=ban.for_ms // 1000, after=what)
             try:
@@ -42,6 +43,18 @@ class Standing:
             except trio.WouldBlock:
                 # Full: hundreds of bans wait already; this peer earns another soon enough.
                 log.warning("ban not passed on", peer=peer)
+
+    def _forget_some(self, *, besides: str) -> None:
+        """Make room: many at once, so that a crowd of strangers does not cost a search each."""
+        now_ms = self._now_ms()
+
+        def weight(peer: str) -> tuple[bool, int]:
+            state = self._of[peer]
+            return state.banned_until_ms > now_ms, abs(machine.score_at(state, now_ms))
+
+        others = (peer for peer in self._of if peer != besides)
+        for peer in heapq.nsmallest(1 + PEERS_MAX // 100, others, key=weight):
+            del self._of[peer]
 
     def score(self, peer: str) -> int:
         """The peer's score now; a stranger has 0."""
