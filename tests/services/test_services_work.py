@@ -121,6 +121,33 @@ async def test_a_large_output_is_fetched_before_the_task_settles(tmp_path: Path)
         assert row.output == ref(b"x" * 200_000)
 
 
+async def test_a_lease_does_not_lapse_while_its_large_output_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, fetching, go = Clock(), trio.Event(), trio.Event()
+    async with owning(tmp_path, clock) as office, stranger(office) as mallory:
+
+        async def slowly(peer: Any, blob: BlobRef) -> None:
+            fetching.set()
+            await go.wait()
+
+        monkeypatch.setattr(office.owner, "_fetch_output", slowly)
+        monkeypatch.setattr(office.owner, "_lease_ttl_ms", 60)
+        await mallory.greet()
+        task_id = await office.submit()
+        big = done(await mallory.lease(), stdout=b"x" * 30_000)
+        await mallory.say(Done(receipt=big.receipt, output=None))
+        await fetching.wait()
+        for _ in range(3):
+            clock.now_ms += 50
+            await mallory.hear_one(Renewed)
+        state = office.here.driver.tasks[task_id].state
+        assert isinstance(state, machine.Leased)
+        assert state.until_ms > T0 + 60
+        go.set()
+        assert (await mallory.hear_one(Ack)).verdict == "settled"
+
+
 async def test_a_guests_failure_is_the_tasks_outcome(tmp_path: Path) -> None:
     async with owning(tmp_path) as office, working(tmp_path) as bob:
 

@@ -51,6 +51,7 @@ LEASES_PER_BATCH = 64  # under one signature; protocols/work/1
 BATCH_BYTES_SOFT_MAX = 128 * KIB  # inline inputs of one batch
 LOG_BYTES_PER_TASK_MAX = 256 * KIB  # what a guest's log may cost this node; the rest is dropped
 WORKERS_MAX = 512
+FETCH_S_MAX = 120.0  # for an output that does not fit its message; as long as a worker's own fetch
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -306,28 +307,44 @@ class Owner:
             price_ucr=receipt.price_ucr,
         )
         if message.output is None and receipt.output.size_bytes > 0:
-            nursery.start_soon(self._fetch_then_post, receipt, fact, payload, stream.peer)
+            nursery.start_soon(self._fetch_then_post, nursery, receipt, fact, payload, stream.peer)
         else:
             self._driver.post(receipt.task_id, fact, payload)
 
     async def _fetch_then_post(
         self,
+        nursery: trio.Nursery,
         receipt: Receipt,
         fact: machine.ReceiptCame,
         payload: ReceiptPayload,
         worker: PeerId,
     ) -> None:
         """An output that is not in the message is brought here before the task settles."""
+        holding = trio.CancelScope()
+        nursery.start_soon(self._hold_lease, holding, receipt, worker)
         try:
-            await self._fetch_output(worker, receipt.output)
-        except (Unavailable, NotFound, Refused, ConductError, WireError) as error:
+            with trio.fail_after(FETCH_S_MAX):
+                await self._fetch_output(worker, receipt.output)
+        except (
+            Unavailable, NotFound, Refused, ConductError, WireError, trio.TooSlowError
+        ) as error:  # fmt: skip
             log.warning("output not fetched", task=receipt.task_id, why=str(error))
             fact = dataclasses.replace(
                 fact, outcome=Outcome.LOST, detail=f"its output could not be fetched: {error}"
             )
             self._driver.post(receipt.task_id, fact)
             return
+        finally:
+            holding.cancel()
         self._driver.post(receipt.task_id, fact, payload)
+
+    async def _hold_lease(self, scope: trio.CancelScope, receipt: Receipt, worker: PeerId) -> None:
+        """The worker is done and renews no more: its lease must not lapse while we fetch."""
+        with scope:
+            while True:
+                asked = machine.RenewAsked(worker, receipt.fence, self._lease_ttl_ms, self.now_ms())
+                self._driver.post(receipt.task_id, asked)
+                await trio.sleep(self._lease_ttl_ms / 3000)
 
 
 def _holds(entry: Entry, worker: str, fence: int) -> bool:
