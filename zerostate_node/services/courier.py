@@ -78,7 +78,12 @@ class Courier:
             except (Unavailable, NotFound, Refused) as error:
                 tried.append(f"{peer[-8:]}: {error}")
             except (ConductError, WireError) as error:
-                self._behaved(peer, "lied")
+                if error.code == "wrong_size":
+                    # Who is wrong, the peer or whoever named this size to us? A lease's owner
+                    # could have us refuse honest peers; only bytes that are not the digest's prove.
+                    log.info("blob of another size", digest=ref.digest, peer=peer)
+                else:
+                    self._behaved(peer, "lied")
                 tried.append(f"{peer[-8:]}: {error}")
             else:
                 log.info("blob fetched", digest=ref.digest, bytes=ref.size_bytes, peer=peer)

@@ -129,17 +129,16 @@ class Runner:
 
     async def _gather(self, lease: Lease, *hints: PeerId) -> Run:
         spec = lease.spec
-        module = await self._courier.path(spec.module, hints)
-        script = await self._courier.path(spec.script, hints) if spec.script else None
+        module = await self._bytes(spec.module, hints)
+        script = await self._bytes(spec.script, hints) if spec.script else None
         stdin: bytes | Path
-        if lease.input is not None:
-            if ids.digest_of(lease.input) != spec.input.digest:
+        if lease.input is not None or spec.input.size_bytes == 0:
+            # A receipt says which input it is for: never sign for one that was not given.
+            stdin = lease.input or b""
+            if ids.digest_of(stdin) != spec.input.digest or len(stdin) != spec.input.size_bytes:
                 raise ConductError("the lease's input does not have the digest it names")
-            stdin = lease.input
-        elif spec.input.size_bytes == 0:
-            stdin = b""
         else:
-            stdin = await self._courier.path(spec.input, hints)
+            stdin = await self._bytes(spec.input, hints)
         return Run(
             module=Digest(spec.module.digest),
             module_path=module,
@@ -155,6 +154,17 @@ class Runner:
             script_path=script,
             trace=spec.trace,
         )
+
+    async def _bytes(self, ref: BlobRef, hints: tuple[PeerId, ...]) -> Path:
+        """A local file with these bytes; of the size that limits were judged by."""
+        path = await self._courier.path(ref, hints)
+        size_bytes = path.stat().st_size
+        if size_bytes != ref.size_bytes:
+            raise ConductError(
+                f"{ref.digest} has {size_bytes} bytes, the lease says {ref.size_bytes}",
+                code="wrong_size",
+            )
+        return path
 
     async def _keep_output(self, result: RunResult) -> tuple[BlobRef, bytes | None]:
         """A small output travels in the message; a large one becomes a blob here."""
