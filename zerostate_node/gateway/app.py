@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -12,7 +13,7 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
 from zerostate_node.gateway import problems
-from zerostate_node.gateway.exchange import SCOPE_KEY, Exchange
+from zerostate_node.gateway.exchange import SCOPE_KEY, Answerer, Exchange
 from zerostate_node.gateway.options import GatewaySettings
 from zerostate_node.gateway.problems import HttpError
 from zerostate_node.gateway.route import Answer, Call, Route, parse_query
@@ -57,6 +58,62 @@ def _view(
     return view
 
 
+class Direct:
+    """
+    The few routes that are asked most, answered without the framework.
+
+    The same handlers, limits and errors; what is left out is a request context and a router for
+    each call, which cost more than the handler. Anything that is not the plain spelling of such a
+    route (a query, an escape) goes through the framework.
+    """
+
+    def __init__(self, routes: Sequence[Route], desk: Desk, settings: GatewaySettings) -> None:
+        self._desk = desk
+        self._settings = settings
+        self._routes = [
+            (route.method, re.compile(route.pattern).fullmatch, route)
+            for route in routes
+            if route.direct and route.handle is not None
+        ]
+
+    async def answer(self, scope: Mapping[str, Any], exchange: Exchange, send: Answerer) -> bool:
+        """Answer one request whose head was checked; False: it is not one of these."""
+        if scope["query_string"]:
+            return False
+        for method, match, known in self._routes:
+            if method == exchange.method and (found := match(exchange.path)):
+                await self._answer(known, found.groupdict(), exchange, send)
+                return True
+        return False
+
+    async def _answer(
+        self, route: Route, params: Mapping[str, str], exchange: Exchange, send: Answerer
+    ) -> None:
+        exchange.route = route.template
+        try:
+            if route.private and not exchange.actor:
+                raise problems.unauthorized()  # the shell asked already; this is the second lock
+            call = Call(
+                desk=self._desk,
+                settings=self._settings,
+                exchange=exchange,
+                params=params,
+                query=route.query(),
+            )
+            answer = await _within(route, call, self._settings)
+        except Exception as error:
+            answer = _problem(error, exchange)  # the bulkhead around one handler
+        assert isinstance(answer.body, bytes)  # streams are the framework's
+        fields = {
+            "content-type": answer.content_type,
+            "content-length": str(len(answer.body)),
+            "cache-control": "no-store",
+            **answer.headers,
+        }
+        head = [(name.encode(), value.encode()) for name, value in fields.items()]
+        await send.whole(answer.status, head, answer.body)
+
+
 async def _within(route: Route, call: Call, settings: GatewaySettings) -> Answer:
     assert route.handle is not None
     if not route.timed:
@@ -78,15 +135,16 @@ def _response(answer: Answer) -> Response:
 
 
 async def _on_error(error: Exception) -> Response:
-    exchange = _exchange()
+    return _response(_problem(error, _exchange()))
+
+
+def _problem(error: Exception, exchange: Exchange) -> Answer:
     found = _found(error)
     if found.status == 500:
         log.error("a handler failed", route=exchange.route, exc_info=error)
     body = problems.encode(found, exchange.request_id)
     headers: dict[str, Any] = {"cache-control": "no-store", **found.headers}
-    return _response(
-        Answer(body, status=found.status, content_type=problems.CONTENT_TYPE, headers=headers)
-    )
+    return Answer(body, status=found.status, content_type=problems.CONTENT_TYPE, headers=headers)
 
 
 def _found(error: Exception) -> HttpError:

@@ -10,6 +10,7 @@ checked, since they lean on its inner names. `tests/gateway` has a test for each
 from __future__ import annotations
 
 import importlib.metadata
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ import h11
 import structlog
 import trio
 from hypercorn.config import Config
-from hypercorn.events import Closed, Event, RawData
+from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.events import Request
 from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
 from hypercorn.protocol.http_stream import HTTPStream
@@ -31,7 +32,7 @@ from zerostate_node.gateway import problems
 
 HYPERCORN_VERSION = "0.18.0"
 _LEANED_ON = {
-    TCPServer: ("protocol_send", "_read_data", "_idle_timeout", "_close"),
+    TCPServer: ("protocol_send", "_read_data", "_initiate_server_close", "_close"),
     H11Protocol: ("_check_protocol", "_create_stream", "_send_h11_event", "_send_error_response"),
 }
 
@@ -146,6 +147,9 @@ class GuardedConnection(TCPServer):  # type: ignore[misc]  # hypercorn is not ty
     ) -> None:
         super().__init__(app, config, context, ConnectionState({}), stream)
         self._send_timeout_s = send_timeout_s
+        self._over = False  # nothing more is read
+        self._idle_until = math.inf  # infinite while a request is at work
+        self._watch = trio.CancelScope()
 
     async def run(self) -> None:
         """Serve until either side closes. Raises nothing but a cancellation."""
@@ -178,11 +182,37 @@ class GuardedConnection(TCPServer):  # type: ignore[misc]  # hypercorn is not ty
                     self.protocol_send,
                 )
                 await self.protocol.initiate()
-                await self.idle_task.restart(task_group, self._idle_timeout)
+                self._set_idle(True)
+                task_group.spawn(self._close_when_idle)
                 await self._read_data()
-                await self.idle_task.stop()  # else the socket stays until the idle timeout
+                self._over = True
+                self._watch.cancel()  # else the socket stays until the idle timeout
         finally:
             await self._close()
+
+    def _set_idle(self, idle: bool) -> None:
+        keep_s = self.config.keep_alive_timeout
+        self._idle_until = trio.current_time() + keep_s if idle else math.inf
+        self._watch.deadline = self._idle_until
+
+    async def _close_when_idle(self) -> None:
+        """
+        Close once no request is at work for the keep-alive time, or when the server stops.
+
+        One task for the connection's life: hypercorn's own starts one for each request, which is a
+        tenth of what a small request costs.
+        """
+        terminated = self.context.terminated
+        while not self._over:
+            with trio.CancelScope(deadline=self._idle_until) as self._watch:
+                await terminated.wait()
+            if self._idle_until < math.inf:
+                break
+            if terminated.is_set():
+                return  # hypercorn closes once the request at work is answered
+        if not self._over:
+            with trio.CancelScope(shield=True):
+                await self._initiate_server_close()
 
     async def protocol_send(self, event: Event) -> None:
         """
@@ -191,6 +221,9 @@ class GuardedConnection(TCPServer):  # type: ignore[misc]  # hypercorn is not ty
         Shielded like hypercorn's own, so that an answer is not cut when its handler ends; but a
         client that takes no byte is closed instead of being waited for.
         """
+        if isinstance(event, Updated):
+            self._set_idle(event.idle)
+            return
         if not isinstance(event, RawData):
             await super().protocol_send(event)
             return

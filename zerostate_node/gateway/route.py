@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -108,11 +109,17 @@ class Route:
     headers_out: tuple[tuple[str, str], ...] = ()
     timed: bool = True  # False: the handler bounds its own time
     timeout_s: float | None = None  # None: the settings' handler_timeout_s
+    direct: bool = False  # asked so often that it is answered without the framework; no streams
 
     @property
     def template(self) -> str:
         """The path as metrics and the document name it."""
         return self.path.replace("+}", "}")
+
+    @property
+    def pattern(self) -> str:
+        """The path as a regular expression; only for the plain spellings of its parameters."""
+        return re.sub(r"\{(\w+)\}", r"(?P<\1>[A-Za-z0-9]{1,64})", self.path)
 
     @property
     def rule(self) -> str:

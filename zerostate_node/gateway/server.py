@@ -17,7 +17,7 @@ from hypercorn.trio.worker_context import WorkerContext
 from prometheus_client import CollectorRegistry
 
 from zerostate_node.errors import Busy, ConfigError
-from zerostate_node.gateway.app import build_app
+from zerostate_node.gateway.app import Direct, build_app
 from zerostate_node.gateway.connection import GuardedConnection, check_hypercorn, server_config
 from zerostate_node.gateway.metrics import HttpMetrics
 from zerostate_node.gateway.options import GatewaySettings
@@ -104,7 +104,8 @@ class Gateway:
         )
         routes = build_routes(self._streams, self._version)
         app = build_app(routes, self._desk, self._settings)
-        shell = Shell(app, self._settings, self._key, self._counts, self._health)
+        direct = Direct(routes, self._desk, self._settings)
+        shell = Shell(app, self._settings, self._key, self._counts, self._health, direct.answer)
         handler = partial(self._serve_one, shell, config, context)
         async with trio.open_nursery() as nursery:
             connections: trio.Nursery = await nursery.start(self._hold_connections, stopping)

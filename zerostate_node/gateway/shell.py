@@ -31,6 +31,8 @@ from zerostate_node.gateway.options import GatewaySettings
 from zerostate_node.gateway.problems import HttpError
 
 Asgi = Callable[[dict[str, Any], Any, Any], Awaitable[None]]
+# Answers the requests that need no framework, and says whether this was one.
+Direct = Callable[[dict[str, Any], Exchange, Answerer], Awaitable[bool]]
 
 PRIVATE_PREFIX = "/api"
 OPERATOR = "operator"
@@ -49,8 +51,10 @@ class Shell:
         operator_key: str,
         counts: metrics.HttpMetrics,
         health: Callable[[], dict[str, Any]],
+        direct: Direct,
     ) -> None:
         self._app = app
+        self._direct = direct
         self._settings = settings
         self._key = operator_key.encode()
         self._counts = counts
@@ -109,6 +113,8 @@ class Shell:
             with self._room(exchange):
                 if exchange.path.startswith(PRIVATE_PREFIX):
                     exchange.actor = self._actor(exchange.heads)
+                if await self._direct(scope, exchange, answer):
+                    return
                 scope[SCOPE_KEY] = exchange
                 await self._app(scope, exchange.body.receive_for_quart, answer)
         except HttpError as error:

@@ -18,6 +18,7 @@ from zerostate_node.gateway.metrics import HttpMetrics
 from zerostate_node.ports.desk import Event
 
 CHUNK_BYTES = 256 * 1024
+PIECE_BYTES_MAX = 64 * 1024  # of events in one write
 
 log = structlog.get_logger()
 
@@ -113,7 +114,18 @@ class EventChunks(ResponseBody):
                     piece = await self._receive.receive()
                 except trio.EndOfChannel:
                     return
-            yield piece
+            yield piece + self._rest(PIECE_BYTES_MAX - len(piece))
+
+    def _rest(self, room: int) -> bytes:
+        """What waits behind a piece leaves with it: one write for a burst of events."""
+        pieces: list[bytes] = []
+        while room > 0:
+            try:
+                pieces.append(self._receive.receive_nowait())
+            except (trio.WouldBlock, trio.EndOfChannel):
+                break
+            room -= len(pieces[-1])
+        return b"".join(pieces)
 
     async def _pump(self) -> None:
         async with self._send, trio.open_nursery() as nursery:
@@ -128,7 +140,12 @@ class EventChunks(ResponseBody):
     async def _copy(self) -> None:
         try:
             async for event in self._events:
-                await self._send.send(encode_event(event))
+                piece = encode_event(event)
+                try:
+                    # Without a pause between the events of a burst, so that they leave together.
+                    self._send.send_nowait(piece)
+                except trio.WouldBlock:
+                    await self._send.send(piece)
         except ZeroStateError as error:
             found = problems.of(error)
             await self._send.send(b"event: error\ndata: " + problems.encode(found, "") + b"\n\n")
