@@ -110,9 +110,11 @@ class Client:
             raise SystemExit("the event stream did not begin with a snapshot")
 
     def connections(self, count: int) -> list[Connection]:
-        while len(self.pool) < count:
-            self.pool.append(Connection(self.host, self.port))
-        return self.pool[:count]
+        """Fresh ones: those of the order before may have idled for longer than the node keeps."""
+        for old in self.pool:
+            old.socket.close()
+        self.pool = [Connection(self.host, self.port) for _ in range(count)]
+        return self.pool
 
     def hear(self) -> str:
         """Take what the event stream brought; the kind of the last event."""
