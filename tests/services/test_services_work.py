@@ -354,7 +354,8 @@ async def test_a_forged_signature_ends_the_stream(tmp_path: Path) -> None:
         await mallory.greet()
         await office.submit()
         good = done(await mallory.lease())
-        await mallory.say(Done(receipt=good.receipt[:-1] + b"\x00", output=good.output))
+        forged = good.receipt[:-1] + bytes([good.receipt[-1] ^ 1])  # one byte in 16 is 0 already
+        await mallory.say(Done(receipt=forged, output=good.output))
         assert await mallory.ended() == "bad_signature"
         assert office.conduct == [(peer_of("mallory"), "bad_signature")]
 
@@ -434,6 +435,41 @@ async def test_a_worker_that_comes_back_keeps_its_run_and_delivers_it(tmp_path: 
             go.set()
             (event,) = await office.here.told("task.settled")
         assert (event.body["worker"], event.body["fence"]) == (bob.peer, 1)
+
+
+async def test_a_worker_that_comes_back_says_at_once_that_it_still_runs(tmp_path: Path) -> None:
+    """Before it claims: a lost stream has less time than a lease has until its next renewal."""
+    async with owning(tmp_path) as office, stranger(office, "bob") as witness:
+        await witness.greet()
+        await office.submit()
+        lease = await witness.lease()
+    started = trio.Event()
+    async with working(tmp_path) as bob, trio.open_nursery() as nursery:
+
+        async def forever(stdin: bytes, on_log: Any) -> bytes:
+            started.set()
+            await trio.sleep_forever()
+            return b""
+
+        bob.sandbox.guests[MODULE_DIGEST] = forever
+        ours, theirs = link_of(bob.peer)
+        owner = Stranger(theirs)
+        nursery.start_soon(bob.worker.serve_owner, ours)
+        await owner.hear_one(Hello)
+        await owner.say(Hello(network=NETWORK, program="test/0"))
+        await owner.say(sealed((lease,), by="owner"))
+        await started.wait()
+        await theirs.aclose()
+        ours, theirs = link_of(bob.peer)
+        owner = Stranger(theirs)
+        nursery.start_soon(bob.worker.serve_owner, ours)
+        await owner.hear_one(Hello)
+        await owner.say(Hello(network=NETWORK, program="test/0"))
+        kinds: list[type[Any]] = []
+        while Claim not in kinds:
+            kinds += [type(message) for message in await owner.hear()]
+        assert kinds[0] is Renew
+        nursery.cancel_scope.cancel()
 
 
 async def test_receipts_wait_in_the_journal_for_the_owner_to_come_back(tmp_path: Path) -> None:
