@@ -132,6 +132,14 @@ def test_a_task_withdrawn_and_added_again_is_given_once() -> None:
     assert len(dispatcher) == 0
 
 
+def test_a_task_added_again_is_given_as_it_is_now() -> None:
+    dispatcher = desk(claimer("bob", 9), claimer("carol", 9, in_flight=4))
+    dispatcher.add(wanted("t"))
+    dispatcher.withdraw("t")
+    dispatcher.add(wanted("t", excluded=("bob",)))
+    assert pairs(dispatcher) == [("t", "carol")]
+
+
 def test_a_task_added_twice_is_given_once() -> None:
     dispatcher = desk(claimer("bob", 9))
     dispatcher.add(wanted("t"))

@@ -78,6 +78,13 @@ class TaskHistories(RuleBasedStateMachine):
             self.fact(fact)
             assert not isinstance(self.state, task.Leased)
 
+    @rule(outcome=OUTCOMES, off=st.sampled_from((-1, 1, 2)))
+    def the_holders_receipt_under_another_fence(self, outcome: Outcome, off: int) -> None:
+        before = self.state
+        if isinstance(before, task.Leased):
+            self.fact(task.ReceiptCame(before.worker, before.fence + off, outcome, "", self.now_ms))
+            assert self.state == before
+
     @rule(worker=st.sampled_from(WORKERS), fence=FENCES)
     def handed_back(self, worker: str, fence: int) -> None:
         self.fact(task.HandedBack(worker, fence, self.now_ms))
