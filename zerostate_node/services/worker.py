@@ -8,6 +8,7 @@ until its owner has answered it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections import deque
 from collections.abc import Callable
@@ -49,6 +50,7 @@ log = structlog.get_logger()
 HELLO_S = 10.0
 TICK_S = 0.25
 PROGRESS_S_MIN = 0.1  # a guest that reports more often is told on with the next renewal
+ANSWERS_WAIT_S = 0.05  # owners' answers are gathered for this long before they are journaled
 RUN_MS_SMOOTHING = 0.2  # weight of the newest run in the moving mean
 
 
@@ -134,6 +136,8 @@ class Worker:
         self._work = trio.Event()
         self._finished: deque[Held] = deque()
         self._journal_news = trio.Event()
+        self._answers: list[tuple[str, int, str, bytes]] = []
+        self._answer_news = trio.Event()
         self._closed = trio.Event()
         self.running = 0
         self.run_ms_mean = 20.0  # a guess that the first runs correct
@@ -148,6 +152,7 @@ class Worker:
             for _ in range(self.slots):
                 nursery.start_soon(self._slot)
             nursery.start_soon(self._keep_receipts)
+            nursery.start_soon(self._forget_receipts)
             nursery.start_soon(self._tick)
             task_status.started()
 
@@ -202,6 +207,8 @@ class Worker:
         with trio.move_on_after(seconds):
             while self.held:
                 await self._closed.wait()
+            with contextlib.suppress(Unavailable):
+                await self._journal_answers()
         for stream in list(self.streams.values()):
             stream.outbox.put(Bye(code="draining", reason="this worker is shutting down"))
         await trio.sleep(0.05)
@@ -253,14 +260,11 @@ class Worker:
     async def _read(self, stream: OwnerStream, link: Link) -> str:
         while True:
             try:
-                acks: list[tuple[str, int, str, bytes]] = []
                 for message in await receive(link):
                     if isinstance(message, Bye):
                         log.info("owner says bye", owner=stream.owner, code=message.code)
                         return message.code
-                    self._hear(stream, message, acks)
-                if acks:
-                    await self._journal.paid(acks)
+                    self._hear(stream, message)
             except Unavailable as error:
                 return error.code
             except (WireError, ConductError) as error:
@@ -270,12 +274,7 @@ class Worker:
                 await say_bye(link, error.code, str(error))
                 return error.code
 
-    def _hear(
-        self,
-        stream: OwnerStream,
-        message: WorkMessage,
-        acks: list[tuple[str, int, str, bytes]],
-    ) -> None:
+    def _hear(self, stream: OwnerStream, message: WorkMessage) -> None:
         now_ms = _mono_ms()
         match message:
             case Leases(envelope=data):
@@ -296,7 +295,8 @@ class Worker:
                         verdict=verdict,
                         reason=message.reason,
                     )
-                acks.append((task_id, fence, verdict, voucher))
+                self._answers.append((task_id, fence, verdict, voucher))
+                self._answer_news.set()
                 self._fact(stream, task_id, fence, machine.AckCame(verdict))
             case _:
                 raise ConductError(
@@ -466,6 +466,32 @@ class Worker:
                 continue
             for held in batch:
                 self._step(held, machine.ReceiptKept())
+
+    async def _forget_receipts(self) -> None:
+        """
+        Journal owners' answers, in lots: one that a crash loses is only asked for again.
+
+        Waiting a little makes one commit of what would be many, each competing for the disk with
+        the receipts that are still to be sent.
+        """
+        while True:
+            await self._answer_news.wait()
+            await trio.sleep(ANSWERS_WAIT_S)
+            try:
+                await self._journal_answers()
+            except Unavailable as error:
+                log.error("journal does not take answers", why=str(error))
+                await trio.sleep(0.5)
+
+    async def _journal_answers(self) -> None:
+        answers, self._answers = self._answers, []
+        self._answer_news = trio.Event()
+        try:
+            await self._journal.paid(answers)
+        except BaseException:
+            self._answers[:0] = answers
+            self._answer_news.set()
+            raise
 
     async def _tick(self) -> None:
         while True:
