@@ -38,18 +38,16 @@ TALK_WAT = """
 
 
 class Watcher(threading.Thread):
-    """Follows a node's event stream."""
+    """Follows a node's event stream until a task settles."""
 
-    def __init__(self, node: NodeProcess, task_id: str) -> None:
+    def __init__(self, node: NodeProcess) -> None:
         super().__init__(daemon=True)
         self.events: list[dict[str, Any]] = []
-        self._node, self._task_id = node, task_id
+        self._node = node
 
     def run(self) -> None:
         client = httpx.Client(base_url=self._node.http.base_url, headers=self._node.http.headers)
-        with client.stream(
-            "GET", "/api/v1/events", params={"task_id": self._task_id}, timeout=60
-        ) as stream:
+        with client.stream("GET", "/api/v1/events", timeout=60) as stream:
             for line in stream.iter_lines():
                 if line.startswith("data:"):
                     self.events.append(json.loads(line[5:]))
@@ -69,9 +67,10 @@ def test_log_lines_and_progress_reach_the_submitter_while_the_guest_runs(lab: La
     alice.publish("spin", spin_module())
     alice.settled(alice.submit("talk"), within_s=60)  # compiled now
 
-    task_id = alice.submit("talk")
-    watcher = Watcher(alice, task_id)
+    watcher = Watcher(alice)
     watcher.start()
+    eventually(watcher.kinds, within_s=20, what="a snapshot")
+    task_id = alice.submit("talk")
 
     eventually(lambda: "task.progress" in watcher.kinds(), within_s=20, what="progress heard")
     assert "task.settled" not in watcher.kinds(), "progress came only after the end"
