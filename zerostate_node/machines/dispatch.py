@@ -15,6 +15,10 @@ from collections import deque
 from collections.abc import Iterator
 
 EXCLUDED_MS = 10_000  # how long a worker that failed a task is passed over for it, others absent
+EXCLUDED_BUSY_MS = 60_000  # ... and while there are others, but all of them are busy
+WINDOW_FIRST = 32  # leases that a stranger may hold at once, whatever it claims
+WINDOW_MAX = 4_096
+SLOTS_BELIEVED = 256  # more than this a worker may say, but it is not ranked by it
 DEAD_MAX = 1_024  # withdrawn tasks whose places are kept before they are swept, beside one for each
 
 
@@ -29,8 +33,14 @@ class Claimer:
     credits: int = 0
     in_flight: int = 0
     unsent: int = 0  # leases granted that are not on their way yet
+    window: int = WINDOW_MAX  # leases it may hold at once: what it has earned, not what it claims
     score: int = 0  # conduct; higher is better, 0 is a stranger
     turn: int = 0  # when it was last picked: among equals the one that waited longest is next
+
+    @property
+    def room(self) -> int:
+        """How many more leases it may have now."""
+        return min(self.credits, self.window - self.in_flight)
 
     def serves_kind(self, agent_id: str, capability: str) -> bool:
         """Whether this worker asked for such work."""
@@ -45,7 +55,7 @@ class Claimer:
         return (
             1.0 if self.score < 0 else 0.0,
             0 if not region or self.region == region else 1,
-            100 * self.in_flight // max(1, self.slots),
+            100 * self.in_flight // max(1, min(self.slots, SLOTS_BELIEVED)),
             self.turn,
         )
 
@@ -138,7 +148,7 @@ class Dispatcher:
 
         Between two of them the caller may neither add nor withdraw tasks, nor change claims.
         """
-        free = [c for c in self.claimers.values() if c.credits > 0]
+        free = [c for c in self.claimers.values() if c.room > 0]
         heads = [
             (ready[0].order, kind)
             for kind, ready in self._ready.items()
@@ -148,13 +158,13 @@ class Dispatcher:
         made = 0
         while heads and made < most:
             _, kind = heapq.heappop(heads)
-            able = [c for c in free if c.credits > 0 and c.serves_kind(*kind)]
+            able = [c for c in free if c.room > 0 and c.serves_kind(*kind)]
             if not able:
                 continue
             ready = self._ready[kind]
             place = ready.popleft()
             if self._waiting.get(place.wanted.task_id) is place:
-                claimer = _pick(place.wanted, able, now_ms)
+                claimer = self._pick(place.wanted, able, now_ms)
                 if claimer is None:
                     self._parked.setdefault(kind, deque()).append(place)
                 else:
@@ -165,6 +175,22 @@ class Dispatcher:
             else:
                 del self._ready[kind]
 
+    def _pick(self, wanted: Wanted, able: list[Claimer], now_ms: int) -> Claimer | None:
+        if now_ms < wanted.not_before_ms:
+            return None
+        fresh = [c for c in able if c.worker not in wanted.excluded]
+        waited_ms = now_ms - wanted.since_ms
+        if not fresh and waited_ms >= EXCLUDED_MS:
+            # Nobody else came: one that failed before is better than nobody. Where others are only
+            # busy it waits longer: else one that claims all and does nothing could use up its tries
+            others = waited_ms < EXCLUDED_BUSY_MS and any(
+                c.worker not in wanted.excluded
+                and c.serves_kind(wanted.agent_id, wanted.capability)
+                for c in self.claimers.values()
+            )
+            fresh = [] if others else able
+        return min(fresh, key=lambda c: c.rank(wanted.region), default=None)
+
     def _give(self, wanted: Wanted, claimer: Claimer) -> tuple[str, str]:
         self._remove(wanted.task_id)
         self._turn += 1
@@ -173,6 +199,13 @@ class Dispatcher:
         claimer.unsent += 1
         claimer.in_flight += 1
         return wanted.task_id, claimer.worker
+
+
+def first_window(score: int, slots: int) -> int:
+    """How many leases a worker of this standing may hold before it has done any here."""
+    if score < 0:
+        return 1
+    return min(WINDOW_MAX, max(WINDOW_FIRST, min(slots, 2 * WINDOW_FIRST)) + 4 * score)
 
 
 _Kind = tuple[str, str]  # agent id and capability: what decides who may serve it
@@ -188,13 +221,3 @@ class _Place:
 
 def _kind_of(wanted: Wanted) -> _Kind:
     return wanted.agent_id, wanted.capability
-
-
-def _pick(wanted: Wanted, able: list[Claimer], now_ms: int) -> Claimer | None:
-    if now_ms < wanted.not_before_ms:
-        return None
-    fresh = [c for c in able if c.worker not in wanted.excluded]
-    if not fresh and wanted.since_ms + EXCLUDED_MS <= now_ms:
-        # Nobody else came: one that failed before is better than nobody.
-        fresh = able
-    return min(fresh, key=lambda c: c.rank(wanted.region), default=None)

@@ -48,7 +48,11 @@ class Open:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Leased:
-    """`worker` may run it until `until_ms`; `cancel` is why it should stop, "" if it should not."""
+    """
+    `worker` may run it until `until_ms`; `cancel` is why it should stop, "" if it should not.
+
+    No renewal goes beyond `over_ms`; 0 where there is no such bound.
+    """
 
     attempt: int
     fence: int
@@ -56,6 +60,7 @@ class Leased:
     until_ms: int
     excluded: tuple[str, ...] = ()
     cancel: str = ""
+    over_ms: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -76,11 +81,12 @@ State = Open | Leased | Settled
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Chosen:
-    """The dispatcher picked a claiming worker for this task."""
+    """The dispatcher picked a claiming worker for this task; `most_ms` is for how long in all."""
 
     worker: str
     ttl_ms: int
     now_ms: int
+    most_ms: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -142,6 +148,7 @@ class Resumed:
 
     ttl_ms: int
     now_ms: int
+    most_ms: int = 0
 
 
 Fact = (
@@ -250,12 +257,19 @@ def step(state: State, fact: Fact, *, retry: RetryPolicy, deadline_ms: int) -> T
         deadline_ms: when the task ends whatever happens, ms of the owner's clock.
     """
     match state, fact:
-        case Open(attempt, fence, not_before_ms, excluded), Chosen(worker, ttl_ms, now_ms):
+        case Open(attempt, fence, not_before_ms, excluded), Chosen(worker, ttl_ms, now_ms, most_ms):
             if now_ms < not_before_ms or now_ms >= deadline_ms:
                 return Step(state)
             until_ms = now_ms + ttl_ms
             return Step(
-                Leased(attempt + 1, fence + 1, worker, until_ms, excluded),
+                Leased(
+                    attempt + 1,
+                    fence + 1,
+                    worker,
+                    until_ms,
+                    excluded,
+                    over_ms=now_ms + most_ms if most_ms else 0,
+                ),
                 (
                     RecordLease(attempt + 1, fence + 1, worker, until_ms),
                     SendLease(worker, attempt + 1, fence + 1, ttl_ms),
@@ -265,9 +279,11 @@ def step(state: State, fact: Fact, *, retry: RetryPolicy, deadline_ms: int) -> T
         case Leased(), RenewAsked(worker, fence, ttl_ms, now_ms):
             if (worker, fence) != (state.worker, state.fence) or state.cancel:
                 return Step(state, (SendRenewed(worker, fence, 0),))
+            # One that renews for ever and never ends would have the task to its deadline.
+            until_ms = min(now_ms + ttl_ms, state.over_ms or now_ms + ttl_ms)
             return Step(
-                dataclasses.replace(state, until_ms=now_ms + ttl_ms),
-                (SendRenewed(worker, fence, ttl_ms),),
+                dataclasses.replace(state, until_ms=until_ms),
+                (SendRenewed(worker, fence, max(0, until_ms - now_ms)),),
             )
         case _, RenewAsked(worker, fence, _, _):
             return Step(state, (SendRenewed(worker, fence, 0),))
@@ -319,13 +335,14 @@ def step(state: State, fact: Fact, *, retry: RetryPolicy, deadline_ms: int) -> T
             stop = SendCancel(state.worker, state.fence, "deadline")
             return Step(settled.state, (*settled.effects, stop))
         case Leased(), TimePassed(now_ms) if now_ms >= state.until_ms:
-            return _end_attempt(
-                state, Outcome.LOST, "the worker went silent", now_ms, retry, deadline_ms
-            )
+            overran = 0 < state.over_ms <= now_ms
+            why = "the worker did not end it in time" if overran else "the worker went silent"
+            return _end_attempt(state, Outcome.LOST, why, now_ms, retry, deadline_ms)
 
-        case Leased(), Resumed(ttl_ms, now_ms):
+        case Leased(), Resumed(ttl_ms, now_ms, most_ms):
             # The worker could not renew while we were away: it gets a whole term to come back.
-            return Step(dataclasses.replace(state, until_ms=now_ms + ttl_ms))
+            over_ms = now_ms + most_ms if most_ms else 0
+            return Step(dataclasses.replace(state, until_ms=now_ms + ttl_ms, over_ms=over_ms))
 
         case _:
             return Step(state)

@@ -24,7 +24,7 @@ import trio
 from zerostate_node.errors import Refused, Unavailable, ZeroStateError
 from zerostate_node.machines import task as machine
 from zerostate_node.machines.admission import price_of
-from zerostate_node.machines.dispatch import Claimer, Dispatcher, Wanted
+from zerostate_node.machines.dispatch import WINDOW_MAX, Claimer, Dispatcher, Wanted
 from zerostate_node.ports.ledger import (
     CancelTask,
     LeaseTask,
@@ -47,6 +47,8 @@ TICK_S = 0.25  # how late a lapse may be noticed
 INLINE_KEPT_BYTES_MAX = 64 * MIB  # inputs of open tasks held in memory; more are read when leased
 LEDGER_RETRY_S = 0.5
 LOOKUPS_MAX = 64  # tasks that are over, read from the ledger in one turn for their late receipts
+LOST_ONCE_S = 5.0  # a worker that dies with many leases is blamed for one death
+BLAMED_MAX = 1_024
 DUE_MIN = 8_192  # entries of the clock that are kept before those of ended tasks are swept
 
 _CONDUCT = {
@@ -62,6 +64,7 @@ class DriverSettings:
     """What an operator may set about owning tasks."""
 
     lease_ttl_ms: int = 15_000
+    unstarted_ms_max: int = 240_000  # queueing, fetching and compiling, before a guest's own time
     tasks_open_max: int = 100_000
     region: str = ""
 
@@ -178,6 +181,7 @@ class Driver:
         self.tasks: dict[str, Entry] = {}
         self.dispatch = Dispatcher()
         self._outlets: dict[str, Outlet] = {}
+        self._lost_s: dict[str, float] = {}  # when each worker was last blamed for lost leases
         self._submissions: deque[_Submission] = deque()
         self._facts: deque[_Fact] = deque()
         self._doubts: dict[str, _Doubt] = {}
@@ -273,7 +277,7 @@ class Driver:
     async def _resume(self) -> None:
         for row in await self._ledger.live():
             if isinstance(self._restore(row).state, machine.Leased):
-                self.post(row.spec.task_id, self._resumed())
+                self.post(row.spec.task_id, self._resumed(row.spec))
         if self.tasks:
             log.info("tasks resumed", tasks=len(self.tasks))
 
@@ -299,9 +303,13 @@ class Driver:
         self._want(task_id, entry, self._now_ms())
         return entry
 
-    def _resumed(self) -> machine.Resumed:
+    def _resumed(self, spec: TaskSpec) -> machine.Resumed:
         # Renewals are not in the ledger, so the term that it knows may be over already.
-        return machine.Resumed(self._settings.lease_ttl_ms, self._now_ms())
+        return machine.Resumed(self._settings.lease_ttl_ms, self._now_ms(), self._most_ms(spec))
+
+    def _most_ms(self, spec: TaskSpec) -> int:
+        """How long one worker may have a task, whatever it says."""
+        return spec.limits.wall_ms_max + self._settings.unstarted_ms_max
 
     def _look_at_clock(self) -> None:
         now_ms = self._now_ms()
@@ -363,7 +371,9 @@ class Driver:
         for task_id, worker in self.dispatch.pairs(turn.now_ms, most=TURN_TASKS_MAX):
             entry, claimer = self.tasks[task_id], self.dispatch.claimers[worker]
             turn.granted.append((task_id, claimer))
-            chosen = machine.Chosen(worker, self._settings.lease_ttl_ms, turn.now_ms)
+            chosen = machine.Chosen(
+                worker, self._settings.lease_ttl_ms, turn.now_ms, self._most_ms(entry.spec)
+            )
             self._step(turn, task_id, entry, chosen, None)
             if not isinstance(entry.state, machine.Leased):
                 unpaired.append(task_id)  # its deadline passed since the clock was looked at
@@ -590,7 +600,7 @@ class Driver:
         else:
             state = self._restore(row).state
             if isinstance(state, machine.Leased):
-                first.append(self._resumed())
+                first.append(self._resumed(row.spec))
                 if state.fence == doubt.before.fence + 1:
                     # By a commit that we took for failed: the worker never got this lease.
                     back = machine.HandedBack(state.worker, state.fence, self._now_ms())
@@ -655,11 +665,11 @@ class Driver:
                 log.info("task open again", task=task_id, fence=fence, worker=lost[-8:])
                 blamed = isinstance(before, machine.Leased) and excluded != before.excluded
                 if blamed and change.ended is not None:
-                    self._behaved(lost, _CONDUCT.get(change.ended, "guest_failed"))
+                    self._judge(lost, change.ended)
             case machine.Settled(outcome, _, fence, worker, detail):
                 self.settled[outcome.value] += 1
                 if worker:
-                    self._behaved(worker, _CONDUCT.get(outcome, "guest_failed"))
+                    self._judge(worker, outcome)
                 self._hub.tell(
                     "task.settled",
                     task_id=task_id,
@@ -677,6 +687,22 @@ class Driver:
                     trace=entry.spec.trace,
                 )
                 self._forget(task_id)
+
+    def _judge(self, worker: str, outcome: Outcome) -> None:
+        """What an attempt's end says of its worker: its conduct, and how many it may hold."""
+        claimer = self.dispatch.claimers.get(worker)
+        if outcome is Outcome.LOST:
+            now_s = trio.current_time()
+            if now_s - self._lost_s.get(worker, float("-inf")) < LOST_ONCE_S:
+                return
+            if len(self._lost_s) >= BLAMED_MAX and worker not in self._lost_s:
+                del self._lost_s[next(iter(self._lost_s))]
+            self._lost_s[worker] = now_s
+            if claimer is not None:
+                claimer.window = max(1, claimer.window // 2)
+        elif outcome is Outcome.COMPLETED and claimer is not None:
+            claimer.window = min(WINDOW_MAX, claimer.window + 1)
+        self._behaved(worker, _CONDUCT.get(outcome, "guest_failed"))
 
     def _forget(self, task_id: str) -> None:
         entry = self.tasks.pop(task_id, None)
@@ -708,7 +734,7 @@ class Driver:
             return "every connected worker failed it; one of them is tried again shortly"
         if entry.state.not_before_ms > self._now_ms():
             return "a pause before the next try"
-        if not any(c.credits > 0 for c in able):
+        if not any(c.room > 0 for c in able):
             return "every worker that takes it is busy"
         return "about to be leased"
 

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from zerostate_node.errors import ConductError, NotFound, Refused, Unavailable, WireError
 from zerostate_node.machines import task as machine
 from zerostate_node.machines.admission import price_of
-from zerostate_node.machines.dispatch import Claimer
+from zerostate_node.machines.dispatch import Claimer, first_window
 from zerostate_node.ports.mesh import Link
 from zerostate_node.services.driver import Driver, Entry, LeaseOut, ReceiptPayload
 from zerostate_node.services.hub import Hub
@@ -174,6 +174,8 @@ class Owner:
         self.streams[link.peer] = stream
         if old is not None:
             old.outbox.end()
+        if link.peer != self.me.peer:
+            stream.claimer.window = first_window(self._score_of(link.peer), hello.slots)
         self._driver.welcome(stream.claimer, stream)
         log.info("worker connected", worker=link.peer, slots=hello.slots, region=hello.region)
         try:
