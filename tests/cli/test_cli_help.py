@@ -11,7 +11,7 @@ import click
 import pytest
 
 from zerostate_node import __version__
-from zerostate_node.cli import run
+from zerostate_node.cli import perform
 from zerostate_node.cli.app import COMMANDS, EXIT_CODES, root
 from zerostate_node.cli.docs import MADE, commands
 from zerostate_node.errors import Exit
@@ -45,7 +45,7 @@ def test_every_option_in_an_example_exists() -> None:
 
 @pytest.mark.parametrize("words", [["--help"], ["task", "submit", "--help"], ["task"], ["config"]])
 def test_help_is_printed(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    code = run(words)
+    code = perform(words)
     printed = capsys.readouterr()
     assert "Usage: zerostate-node" in printed.out + printed.err
     assert "Examples:" in printed.out + printed.err
@@ -55,7 +55,7 @@ def test_help_is_printed(words: list[str], capsys: pytest.CaptureFixture[str]) -
 def test_the_root_help_lists_every_command_and_exit_code(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run(["--help"])
+    perform(["--help"])
     out = capsys.readouterr().out
     for name in COMMANDS:
         assert f"\n  {name} " in out
@@ -66,7 +66,7 @@ def test_the_root_help_lists_every_command_and_exit_code(
 
 def test_help_imports_nothing_slow() -> None:
     probe = (
-        "import sys; from zerostate_node.cli import run; run(['--help']); "
+        "import sys; from zerostate_node.cli import perform; perform(['--help']); "
         "slow = {'libp2p','wasmtime','quart','trio','httpx','rich','structlog','cryptography'}; "
         "print('SLOW', sorted(slow & set(sys.modules)))"
     )
@@ -91,7 +91,7 @@ def _timed() -> float:
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["--version"]) == Exit.DONE
+    assert perform(["--version"]) == Exit.DONE
     assert capsys.readouterr().out == f"zerostate-node {__version__}\n"
 
 
@@ -129,7 +129,7 @@ def test_generated_documents_are_current(name: str) -> None:
 def test_a_command_line_that_makes_no_sense_says_why_and_ends_with_usage(
     words: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(words) == Exit.USAGE
+    assert perform(words) == Exit.USAGE
     printed = capsys.readouterr()
     assert complaint in printed.err
     assert printed.err.startswith("error: ")
@@ -140,7 +140,7 @@ def test_a_command_line_that_makes_no_sense_says_why_and_ends_with_usage(
 def test_errors_are_json_with_json_and_have_a_code(capsys: pytest.CaptureFixture[str]) -> None:
     import json
 
-    assert run(["task", "show", "x", "--json"]) == Exit.USAGE
+    assert perform(["task", "show", "x", "--json"]) == Exit.USAGE
     error = json.loads(capsys.readouterr().err)["error"]
     assert error["code"] == "usage"
     assert error["exit"] == Exit.USAGE
@@ -154,11 +154,11 @@ def test_a_defect_is_said_in_words_and_shown_with_debug(
         raise ZeroDivisionError("by \x1b[31mzero")
 
     monkeypatch.setitem(root.commands, "broken", click.Command("broken", callback=fail))
-    assert run(["broken"]) == Exit.FAILED
+    assert perform(["broken"]) == Exit.FAILED
     err = capsys.readouterr().err
     assert "this is a defect in zerostate-node: ZeroDivisionError: by \\x1b[31mzero" in err
     assert "Traceback" not in err
-    assert run(["--debug", "broken"]) == Exit.FAILED
+    assert perform(["--debug", "broken"]) == Exit.FAILED
     assert "Traceback" in capsys.readouterr().err
 
 
@@ -171,5 +171,5 @@ def test_a_group_of_errors_shows_the_one_raised_on_purpose(
         raise BaseExceptionGroup("x", [ValueError(), ExceptionGroup("y", [Busy("port taken")])])
 
     monkeypatch.setitem(root.commands, "broken", click.Command("broken", callback=fail))
-    assert run(["broken"]) == Exit.BUSY
+    assert perform(["broken"]) == Exit.BUSY
     assert capsys.readouterr().err == "error: port taken\n"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from zerostate_node.cli import run
+from zerostate_node.cli import perform
 from zerostate_node.errors import Exit
 
 TASK = "01JCAAAAAAAAAAAAAAAAAAAAAA"
@@ -121,7 +121,7 @@ def test_every_answer_becomes_a_named_error_with_its_exit_code(
     exit_code: Exit,
 ) -> None:
     other.answers["/api/v1/peers"] = [answer]
-    assert run(["peers", "--json"]) == exit_code
+    assert perform(["peers", "--json"]) == exit_code
     assert error_of(capsys)["code"] == code
 
 
@@ -132,7 +132,7 @@ def test_the_operator_key_goes_to_the_node_alone(
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     elsewhere = Other()
     other.answers["/api/v1/peers"] = [reply(b"", 307, Location=elsewhere.url)]
-    assert run(["peers"]) == Exit.UNREACHABLE
+    assert perform(["peers"]) == Exit.UNREACHABLE
     assert other.asked[0][2]["authorization"] == "Bearer " + "K" * 43
     assert elsewhere.asked == []
     assert "K" * 43 not in capsys.readouterr().err
@@ -145,7 +145,7 @@ def test_a_node_that_does_not_answer_in_time_is_said_so(
 ) -> None:
     release = threading.Event()
     other.answers["/api/v1/peers"] = [lambda _handler: release.wait(30) and None]
-    assert run(["peers", "--http-timeout", "0.3", "--json"]) == Exit.UNREACHABLE
+    assert perform(["peers", "--http-timeout", "0.3", "--json"]) == Exit.UNREACHABLE
     release.set()
     assert error_of(capsys)["code"] == "timeout"
 
@@ -175,7 +175,7 @@ def test_strangers_names_cannot_command_the_terminal(
         ["task", "show", TASK],
         ["doctor"],
     ):
-        run(words)
+        perform(words)
         printed = capsys.readouterr()
         text = printed.out + printed.err
         assert "Traceback" not in text, words
@@ -184,7 +184,7 @@ def test_strangers_names_cannot_command_the_terminal(
             assert character not in text, words
         assert "\\x1b" in text, words
     other.answers["/api/v1/peers"] = [problem(409, EVIL, detail=EVIL, hint=EVIL)]
-    run(["peers"])
+    perform(["peers"])
     assert "\x1b" not in capsys.readouterr().err
 
 
@@ -204,7 +204,7 @@ def test_tables_fit_any_terminal(
         json_of({"peers": [{"peer": "12D3KooW" + "a" * 44, "connected": True, "works": True}]})
     ]
     for words in (["agent", "list"], ["task", "list"], ["peers"]):
-        assert run(words) == Exit.DONE
+        assert perform(words) == Exit.DONE
         for line in capsys.readouterr().out.splitlines():
             assert len(line) <= int(columns), words
 
@@ -237,7 +237,7 @@ def test_a_broken_event_stream_is_resumed_where_it_broke(
         events(b": ping\n\n", event(3, "task.log", text="one\x1b[31m\ntwo"), b"data: {bro"),
         events(event(4, "task.settled", outcome="completed")),
     ]
-    assert run(["task", "watch", TASK]) == Exit.DONE
+    assert perform(["task", "watch", TASK]) == Exit.DONE
     streams = [headers for _, path, headers in other.asked if path.startswith("/api/v1/events")]
     assert [headers.get("last-event-id") for headers in streams] == [None, "2", "3"]
     err = capsys.readouterr().err
@@ -257,7 +257,7 @@ def test_waiting_ends_at_the_timeout_although_the_stream_goes_on(
 
     other.answers[f"/api/v1/tasks/{TASK}"] = [json_of(view())]
     other.answers["/api/v1/events"] = [stalled]
-    assert run(["task", "watch", TASK, "--timeout", "0.5s", "--json"]) == Exit.TIMED_OUT
+    assert perform(["task", "watch", TASK, "--timeout", "0.5s", "--json"]) == Exit.TIMED_OUT
     release.set()
     assert TASK in str(error_of(capsys)["message"])
 
@@ -270,7 +270,7 @@ def test_submitting_is_tried_again_with_the_same_key_when_the_answer_is_lost(
 
     accepted = {"task_id": TASK, "created": True, "agent_id": "a", "agent_version": "1"}
     other.answers["/api/v1/tasks"] = [drop, problem(503, "busy"), json_of(accepted)]
-    assert run(["task", "submit", "a", "--input", "x", "--no-wait"]) == Exit.DONE
+    assert perform(["task", "submit", "a", "--input", "x", "--no-wait"]) == Exit.DONE
     assert capsys.readouterr().out.strip() == TASK
     keys = {headers["idempotency-key"] for _, _, headers in other.asked}
     assert len(other.asked) == 3
@@ -291,6 +291,6 @@ def test_a_download_that_breaks_leaves_no_half_file(
     folder = tmp_path / "out"
     folder.mkdir()
     words = ["task", "result", TASK, "-o", str(folder / "r"), "--json"]
-    assert run([w for w in words if w != "--json"]) == Exit.UNREACHABLE
+    assert perform([w for w in words if w != "--json"]) == Exit.UNREACHABLE
     assert list(folder.iterdir()) == []
     assert "broke" in capsys.readouterr().err

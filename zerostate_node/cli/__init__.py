@@ -18,10 +18,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     as one JSON object with `--json`; never a traceback without `--debug`.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    sys.exit(run(words))
+    sys.exit(perform(words))
 
 
-def run(words: list[str]) -> int:
+def perform(words: list[str]) -> int:
     """The exit code of a command line, everything printed."""
     import click
 

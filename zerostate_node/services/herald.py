@@ -167,7 +167,7 @@ class Herald:
             try:
                 self._hear(heard)
             except WireError as error:
-                if error.code not in ("seen", "expired"):
+                if error.code not in ("seen", "expired", "from_the_future"):
                     what = "bad_signature" if error.code == "bad_signature" else "malformed"
                     self._behaved(heard.forwarder, what)
                     log.info("gossip dropped", topic=topic, why=str(error), peer=heard.forwarder)
