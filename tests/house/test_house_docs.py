@@ -49,16 +49,16 @@ def test_every_link_leads_to_something_that_is_there(path: Path) -> None:
 
 
 def test_every_document_can_be_reached_from_the_readme() -> None:
-    seen, todo = set(), [README]
-    while todo:
-        path = todo.pop()
-        if path in seen or path.suffix != ".md":
+    seen, ahead = set(), [README]
+    while ahead:
+        path = ahead.pop()
+        if path in seen or path.suffix != ".md" or not path.exists():
             continue
         seen.add(path)
         for link in links(path.read_text()):
             if not re.match(r"[a-z]+:|#", link):
                 found = (path.parent / link.partition("#")[0]).resolve()
-                todo.append(found / "README.md" if found.is_dir() else found)
+                ahead.append(found / "README.md" if found.is_dir() else found)
     unreached = [name_of(p) for p in ROOT.glob("docs/**/*.md") if p not in seen]
     assert not unreached
 
