@@ -13,7 +13,7 @@ import structlog
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from zerostate_node.errors import ConductError, NotFound, Refused, Unavailable
+from zerostate_node.errors import ConductError, NotFound, Refused, Unavailable, WireError
 from zerostate_node.machines.admission import Policy, judge, price_of
 from zerostate_node.ports.blobs import Blobs
 from zerostate_node.ports.sandbox import Rejection, Run, RunResult, Sandbox
@@ -26,6 +26,7 @@ log = structlog.get_logger()
 
 RECEIPT_TTL_MS = 3650 * DAY_MS  # a receipt stays true; this bounds what an envelope may claim
 FETCH_S_MAX = 120.0
+AT_HAND_MAX = 4_096  # digests remembered to be in the blob store; one that was evicted is fetched
 READ_BYTES = 256 * 1024
 
 
@@ -58,6 +59,32 @@ class Runner:
         self._sandbox = sandbox
         self._blobs = blobs
         self._courier = courier
+        self._at_hand: dict[str, None] = {}
+
+    def at_hand(self, lease: Lease) -> bool:
+        """Whether all that this lease's run needs is believed to be here already."""
+        return all(ref.digest in self._at_hand for ref in _needs(lease))
+
+    async def fetch(self, lease: Lease, owner: PeerId, policy: Policy) -> Finished | None:
+        """Bring what a run needs; the receipt of a run that cannot be, None when it can."""
+        refusal = judge(lease, policy)
+        if refusal is not None:
+            log.info("lease refused", task=lease.spec.task_id, code=refusal.code)
+            return self.without_run(
+                lease, Outcome.REFUSED, f"{refusal.code}: {refusal.reason}", owner=owner
+            )
+        gathered = await self._try_gather(lease, owner)
+        return None if isinstance(gathered, Run) else gathered
+
+    async def _try_gather(self, lease: Lease, owner: PeerId) -> Run | Finished:
+        try:
+            with trio.fail_after(FETCH_S_MAX):
+                return await self._gather(lease, owner)
+        except (NotFound, Unavailable, ConductError, WireError, Refused) as error:
+            return self.without_run(lease, Outcome.UNFETCHABLE, str(error), owner=owner)
+        except trio.TooSlowError:
+            detail = f"module or input not here after {FETCH_S_MAX:.0f} s"
+            return self.without_run(lease, Outcome.UNFETCHABLE, detail, owner=owner)
 
     async def run(
         self,
@@ -74,14 +101,9 @@ class Runner:
                 lease, Outcome.REFUSED, f"{refusal.code}: {refusal.reason}", owner=owner
             )
         started_ms = self._signer.now_ms()
-        try:
-            with trio.fail_after(FETCH_S_MAX):
-                request = await self._gather(lease, owner)
-        except (NotFound, Unavailable, ConductError, Refused) as error:
-            return self.without_run(lease, Outcome.UNFETCHABLE, str(error), owner=owner)
-        except trio.TooSlowError:
-            detail = f"module or input not here after {FETCH_S_MAX:.0f} s"
-            return self.without_run(lease, Outcome.UNFETCHABLE, detail, owner=owner)
+        request = await self._try_gather(lease, owner)
+        if isinstance(request, Finished):
+            return request
         try:
             result = await self._sandbox.run(request, on_log)
         except Rejection as rejection:
@@ -164,6 +186,9 @@ class Runner:
                 f"{ref.digest} has {size_bytes} bytes, the lease says {ref.size_bytes}",
                 code="wrong_size",
             )
+        if len(self._at_hand) >= AT_HAND_MAX:
+            del self._at_hand[next(iter(self._at_hand))]
+        self._at_hand[ref.digest] = None
         return path
 
     async def _keep_output(self, result: RunResult) -> tuple[BlobRef, bytes | None]:
@@ -236,6 +261,14 @@ class Runner:
         return Finished(
             outcome=result.outcome, envelope=data, output_inline=inline, finished_ms=finished_ms
         )
+
+
+def _needs(lease: Lease) -> list[BlobRef]:
+    """The blobs that a lease's run reads."""
+    spec = lease.spec
+    given = lease.input is not None or spec.input.size_bytes == 0
+    refs = (spec.module, spec.script, None if given else spec.input)
+    return [ref for ref in refs if ref is not None]
 
 
 async def _chunks(path: Path) -> AsyncIterator[bytes]:

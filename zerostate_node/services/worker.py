@@ -51,6 +51,10 @@ HELLO_S = 10.0
 TICK_S = 0.25
 PROGRESS_S_MIN = 0.1  # a guest that reports more often is told on with the next renewal
 ANSWERS_WAIT_S = 0.05  # owners' answers are gathered for this long before they are journaled
+LEASES_PER_OWNER_MAX = 2_048  # held or unanswered; an owner that gives more than we claimed is cut
+UNANSWERED_MAX = 1_024  # receipts that an owner has not answered: it gets no more work done
+FETCHES_PER_OWNER_MAX = 4  # at once, before a slot: what cannot be fetched holds up nobody's run
+QUEUE_MS_MAX = 20_000  # runs that turn out slow are handed back where more than this waits
 RUN_MS_SMOOTHING = 0.2  # weight of the newest run in the moving mean
 
 
@@ -64,15 +68,19 @@ class Held:
     scope: trio.CancelScope | None = None  # of the run, while it runs
     stop_reason: str = ""
     finished: Finished | None = None
+    kept: bool = False  # the receipt is in the journal
     log_seq: int = 0
     guest_log: GuestLog = dataclasses.field(default_factory=GuestLog)
     progress: int = -1
     progress_told_s: float = 0.0
 
     @property
-    def key(self) -> tuple[str, int]:
-        """Task and fence: what this lease is known by."""
-        return self.lease.spec.task_id, self.lease.fence
+    def key(self) -> _Key:
+        """Owner, task and fence: what this lease is known by; owners may name tasks alike."""
+        return self.owner, self.lease.spec.task_id, self.lease.fence
+
+
+_Key = tuple[PeerId, str, int]
 
 
 class OwnerStream:
@@ -84,6 +92,8 @@ class OwnerStream:
         self.received = 0
         self.claimed = -1  # what the last claim said; -1 before the first
         self.received_at_claim = 0
+        self.fetches = trio.CapacityLimiter(FETCHES_PER_OWNER_MAX)
+        self.leased_s = trio.current_time()  # when it last gave us work
         self.delivered: set[tuple[str, int]] = set()  # receipts sent here that wait for an ack
 
     def deliver(self, task_id: str, fence: int, receipt: bytes, output: bytes | None) -> None:
@@ -130,9 +140,11 @@ class Worker:
         self._journal = journal
         self._policy = policy
         self._behaved = behaved
-        self.held: dict[tuple[str, int], Held] = {}
+        self.held: dict[_Key, Held] = {}
         self.streams: dict[PeerId, OwnerStream] = {}
-        self._queue: deque[tuple[str, int]] = deque()
+        self._queue: deque[_Key] = deque()
+        self._fetching = 0
+        self._nursery: trio.Nursery | None = None
         self._work = trio.Event()
         self._finished: deque[Held] = deque()
         self._journal_news = trio.Event()
@@ -149,6 +161,7 @@ class Worker:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Slots, journal and clock of this worker; streams are served by `serve_owner`."""
         async with trio.open_nursery() as nursery:
+            self._nursery = nursery
             for _ in range(self.slots):
                 nursery.start_soon(self._slot)
             nursery.start_soon(self._keep_receipts)
@@ -192,6 +205,7 @@ class Worker:
         finally:
             if self.streams.get(owner) is stream:
                 del self.streams[owner]
+                self._leave_to_journal(owner)
             self._claim_all()
             log.info("owner stream ended", owner=owner, code=code)
             with trio.CancelScope(shield=True), trio.move_on_after(2):
@@ -248,8 +262,9 @@ class Worker:
 
     def _renew_held(self, stream: OwnerStream) -> None:
         """Say at once that we are back: the owner gives a lost stream less time than a lease."""
-        for (task_id, fence), held in self.held.items():
+        for held in self.held.values():
             if held.owner == stream.owner and not isinstance(held.state, machine.Owing):
+                _, task_id, fence = held.key
                 stream.outbox.put(Renew(task_id=task_id, fence=fence, progress=held.progress))
 
     async def _resend(self, stream: OwnerStream) -> None:
@@ -298,6 +313,8 @@ class Worker:
                 self._answers.append((task_id, fence, verdict, voucher))
                 self._answer_news.set()
                 self._fact(stream, task_id, fence, machine.AckCame(verdict))
+                if len(stream.delivered) == UNANSWERED_MAX // 2:
+                    self._claim_all()  # it had been kept from more work
             case _:
                 raise ConductError(
                     f"an owner does not send {type(message).__name__}", code="not_allowed"
@@ -315,32 +332,68 @@ class Worker:
         if opened.sender != stream.owner:
             raise ConductError("leases signed by another peer", code="not_allowed")
         now_ms = _mono_ms()
+        stream.leased_s = trio.current_time()
+        theirs = len(stream.delivered) + sum(
+            held.owner == stream.owner and not held.kept for held in self.held.values()
+        )
         for lease in opened.value.leases:
             stream.received += 1
-            key = (lease.spec.task_id, lease.fence)
-            if key in self.held:
-                continue
             held = Held(stream.owner, lease, machine.taken(lease.ttl_ms, now_ms))
-            self.held[key] = held
+            if held.key in self.held:
+                continue
+            theirs += 1
+            if theirs > LEASES_PER_OWNER_MAX:
+                raise ConductError("far more leases than were claimed", code="not_allowed")
+            self.held[held.key] = held
             if self.draining:
                 self._step(held, machine.Draining())
-                continue
-            self._queue.append(key)
-            log.debug("lease taken", task=key[0], fence=key[1], trace=lease.spec.trace)
-        self._work.set()  # wakes every slot that waits
-        self._work = trio.Event()
+            elif self._nursery is None or self._runner.at_hand(lease):
+                self._queue.append(held.key)
+            else:
+                self._nursery.start_soon(self._fetch, stream, held)
+            log.debug(
+                "lease taken", task=lease.spec.task_id, fence=lease.fence, trace=lease.spec.trace
+            )
+        self._wake_slots()
         self._claim_all()
+
+    def _wake_slots(self) -> None:
+        self._work.set()
+        self._work = trio.Event()
+
+    async def _fetch(self, stream: OwnerStream, held: Held) -> None:
+        """Bring what a run needs before it takes a slot."""
+        failed: Finished | None = None
+        self._fetching += 1
+        try:
+            async with stream.fetches:
+                if isinstance(held.state, machine.Queued):
+                    failed = await self._runner.fetch(held.lease, held.owner, self._policy())
+        except (ZeroStateError, OSError) as error:
+            log.error("nothing can be fetched", task=held.lease.spec.task_id, why=str(error))
+            failed = self._runner.without_run(
+                held.lease, Outcome.REFUSED, f"this worker failed: {error}", owner=held.owner
+            )
+        finally:
+            self._fetching -= 1
+        # Meanwhile it may have been cancelled, and its receipt signed: that one stands.
+        if self.held.get(held.key) is held and isinstance(held.state, machine.Queued):
+            held.finished = failed
+            self._queue.append(held.key)
+            self._wake_slots()
 
     def _claim_all(self) -> None:
         """Tell every owner how much more we take, where that changed enough to matter."""
         wanted = machine.credits_wanted(
             slots=self.slots,
-            held=len(self._queue) + self.running,
+            held=len(self._queue) + self._fetching + self.running,
             run_ms_mean=self.run_ms_mean,
             draining=self.draining,
         )
         share = -(-wanted // max(1, len(self.streams)))
+        wanted = share
         for stream in self.streams.values():
+            share = wanted if len(stream.delivered) < UNANSWERED_MAX else 0
             if not stream.worth_telling(share):
                 continue
             stream.claimed = share
@@ -357,8 +410,8 @@ class Worker:
     # -- leases ------------------------------------------------------------------------------------
 
     def _fact(self, stream: OwnerStream, task_id: str, fence: int, fact: machine.Fact) -> None:
-        held = self.held.get((task_id, fence))
-        if held is not None and held.owner == stream.owner:
+        held = self.held.get((stream.owner, task_id, fence))
+        if held is not None:
             self._step(held, fact)
 
     def _step(self, held: Held, fact: machine.Fact) -> None:
@@ -367,13 +420,22 @@ class Worker:
         for effect in done.effects:
             self._perform(held, effect)
         if isinstance(held.state, machine.Closed):
-            self.held.pop(held.key, None)
-            self._closed.set()
-            self._closed = trio.Event()
+            self._let_go(held)
+
+    def _let_go(self, held: Held) -> None:
+        self.held.pop(held.key, None)
+        self._closed.set()
+        self._closed = trio.Event()
+
+    def _leave_to_journal(self, owner: PeerId) -> None:
+        """An owner that is gone may stay away: what it is owed is read again when it is back."""
+        for held in list(self.held.values()):
+            if held.owner == owner and held.kept:
+                self._let_go(held)
 
     def _perform(self, held: Held, effect: machine.Effect) -> None:
-        task_id, fence = held.key
-        stream = self.streams.get(held.owner)
+        owner, task_id, fence = held.key
+        stream = self.streams.get(owner)
         match effect:
             case machine.StopRun(reason):
                 held.stop_reason = reason
@@ -406,6 +468,8 @@ class Worker:
                 await self._run_held(held)
 
     async def _run_held(self, held: Held) -> None:
+        if held.finished is not None:  # it could not be fetched, or is not for us
+            return self._step(held, machine.RunEnded(held.finished.outcome))
         self.running += 1
         started = trio.current_time()
         try:
@@ -415,7 +479,7 @@ class Worker:
                 )
         except (ZeroStateError, OSError) as error:
             # A disk that is full, a blob that cannot be kept: this run's trouble, not the node's.
-            log.error("run failed here", task=held.key[0], why=str(error))
+            log.error("run failed here", task=held.lease.spec.task_id, why=str(error))
             held.finished = self._runner.without_run(
                 held.lease, Outcome.REFUSED, f"this worker failed: {error}", owner=held.owner
             )
@@ -430,7 +494,16 @@ class Worker:
         took_ms = 1000 * (trio.current_time() - started)
         self.run_ms_mean += RUN_MS_SMOOTHING * (took_ms - self.run_ms_mean)
         self._step(held, machine.RunEnded(held.finished.outcome))
+        self._hand_back()
         self._claim_all()
+
+    def _hand_back(self) -> None:
+        """What was claimed when runs were short and would now wait too long is for others."""
+        most = max(self.slots, int(self.slots * QUEUE_MS_MAX / max(self.run_ms_mean, 1)))
+        while len(self._queue) > most:
+            held = self.held.get(self._queue.pop())
+            if held is not None:
+                self._step(held, machine.Draining())
 
     def _log(self, held: Held, text: str) -> None:
         shown, progress = held.guest_log.feed(text)
@@ -444,7 +517,7 @@ class Worker:
     def _say(self, held: Held, text: str) -> None:
         stream = self.streams.get(held.owner)
         if stream is not None:
-            task_id, fence = held.key
+            _, task_id, fence = held.key
             for start in range(0, len(text), 8192):
                 part = text[start : start + 8192]
                 stream.outbox.put(Log(task_id=task_id, fence=fence, seq=held.log_seq, text=part))
@@ -465,7 +538,10 @@ class Worker:
                 await trio.sleep(0.5)
                 continue
             for held in batch:
+                held.kept = True
                 self._step(held, machine.ReceiptKept())
+                if held.owner not in self.streams:
+                    self._let_go(held)
 
     async def _forget_receipts(self) -> None:
         """
