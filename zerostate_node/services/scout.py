@@ -27,6 +27,7 @@ log = structlog.get_logger()
 
 PAUSE_S_MIN, PAUSE_S_MAX = 0.2, 15.0
 FAILURES_MAX = 12  # in a row, then the owner is let go until it is heard of again
+IDLE_S = 20.0  # an owner that gave no lease for so long makes room for one that announces work
 STABLE_S = 5.0  # a stream that lived this long resets the pause
 
 
@@ -88,12 +89,28 @@ class Scout:
         if len(self.serving) >= self._owners_max:
             if not urgent:
                 return
-            idle = [p for p, how in self.serving.items() if how != "connected"]
-            if not idle:
+            least = self._least_use()
+            if least is None:
                 return
-            self._scopes[random.choice(idle)].cancel()
+            self._scopes.pop(least).cancel()
         self.serving[peer] = "dialling"
         self._nursery.start_soon(self._serve_owner, peer)
+
+    def _least_use(self) -> PeerId | None:
+        """
+        Whose place another may have: one that is not connected, else the longest without a lease.
+
+        Else a few that only hold the line would lock out everyone who has work.
+        """
+        away = [p for p in self._scopes if self.serving.get(p) != "connected"]
+        if away:
+            return random.choice(away)
+        streams = self._worker.streams
+        since_s = {p: streams[p].leased_s for p in self._scopes if p in streams}
+        idlest = min(since_s, key=lambda p: since_s[p], default=None)
+        if idlest is None or trio.current_time() - since_s[idlest] < IDLE_S:
+            return None
+        return idlest
 
     async def _serve_owner(self, peer: PeerId) -> None:
         pause_s, failures = PAUSE_S_MIN, 0
@@ -119,7 +136,8 @@ class Scout:
                 await trio.sleep(pause_s * random.uniform(0.5, 1.0))
                 pause_s = min(PAUSE_S_MAX, pause_s * 1.7)
         self.serving.pop(peer, None)
-        self._scopes.pop(peer, None)
+        if self._scopes.get(peer) is scope:
+            del self._scopes[peer]
 
     async def _serve_self(self, owner: Owner) -> None:
         while True:
