@@ -11,9 +11,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 # Put together here, so that this file is not what it looks for.
-_HOSTS = ("pypi.%s", "pythonhosted.%s", "npmjs.%s", "npmjs.com", "crates.%s", "proxy.golang.%s")
+_HOSTS = ("pypi.%s", "pythonhosted.%s", "npmjs.%s", "crates.%s", "proxy.golang.%s")
 _HOST = re.compile(
-    "|".join(re.escape(h.replace("%s", end)) for h in _HOSTS for end in ("org", "io"))
+    "|".join(re.escape(h.replace("%s", end)) for h in _HOSTS for end in ("org", "io", "com"))
 )
 _MACHINE = re.compile(
     r"(?<![\w.:/-])/(?:work/(?:main|shared)|tmp/(?:lab|pkg)|root|home/[a-z]{2,}|Users/\w+)\b(?:/|$)|\.py"

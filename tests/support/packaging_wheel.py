@@ -27,7 +27,10 @@ SOURCES = (
 def tracked(*paths: str) -> list[str]:
     """Files of the checkout below `paths`, as git lists them: new ones too, ignored ones not."""
     listed = subprocess.run(
-        ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *paths],
+        [
+            *("git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others"),
+            *("--exclude-standard", "--", *paths),
+        ],
         cwd=ROOT,
         capture_output=True,
         check=True,
