@@ -43,11 +43,12 @@ from zerostate_node.services.catalogue import Catalogue
 from zerostate_node.services.courier import Courier
 from zerostate_node.services.desk import FrontDesk
 from zerostate_node.services.doctor import Doctor, NodeFacts
-from zerostate_node.services.driver import Driver, DriverSettings
+from zerostate_node.services.driver import Driver
 from zerostate_node.services.herald import Herald
 from zerostate_node.services.hub import Hub
 from zerostate_node.services.larder import Larder
 from zerostate_node.services.metrics import NodeCollector
+from zerostate_node.services.owned import DriverSettings
 from zerostate_node.services.owner import Owner, OwnerIdentity
 from zerostate_node.services.roster import Roster
 from zerostate_node.services.runner import Runner, Signer

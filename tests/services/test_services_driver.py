@@ -127,7 +127,7 @@ async def test_a_receipt_that_comes_again_after_the_end_is_acknowledged_again(pa
         here.receipt(lease, "bob")
         await bob.until(lambda it: len(it.of("ack")) == 2)
         assert bob.of("ack")[1] == ("ack", task_id, 1, "settled")
-        assert here.driver.settled == {"completed": 1}
+        assert here.driver.chronicle.settled == {"completed": 1}
 
 
 async def test_a_stale_fence_is_refused_after_the_lease_passes_on(path: Path) -> None:
@@ -314,7 +314,7 @@ async def test_a_receipt_outlives_a_ledger_that_is_away(
         assert here.ledger.refused == 5
         assert bob.of("ack") == [("ack", task_id, 1, "settled")]
         await here.told("task.settled")
-        assert here.driver.settled == {"completed": 1}
+        assert here.driver.chronicle.settled == {"completed": 1}
 
 
 async def test_a_task_reopened_while_the_ledger_is_away_is_given_once(

@@ -99,7 +99,7 @@ async def test_a_hundred_tasks_are_shared_by_two_workers(tmp_path: Path) -> None
                     for _ in range(100):
                         nursery.start_soon(office.submit)
                 await office.here.told("task.settled", 100)
-        assert office.here.driver.settled == {"completed": 100}
+        assert office.here.driver.chronicle.settled == {"completed": 100}
         assert bob.worker.runs + carol.worker.runs == 100
         assert min(bob.worker.runs, carol.worker.runs) > 10
 
@@ -346,7 +346,7 @@ async def test_a_receipt_signed_by_another_worker_ends_the_stream(tmp_path: Path
         await mallory.say(done(lease, by="carol"))
         assert await mallory.ended() == "not_allowed"
         assert office.conduct == [(peer_of("mallory"), "malformed")]
-        assert office.here.driver.settled == {}
+        assert office.here.driver.chronicle.settled == {}
 
 
 async def test_a_forged_signature_ends_the_stream(tmp_path: Path) -> None:
@@ -403,7 +403,7 @@ async def test_a_receipt_sent_twice_settles_once_and_is_answered_twice(tmp_path:
         assert (await mallory.hear_one(Ack)).verdict == "settled"
         await mallory.say(message)
         assert (await mallory.hear_one(Ack)).verdict == "settled"
-        assert office.here.driver.settled == {"completed": 1}
+        assert office.here.driver.chronicle.settled == {"completed": 1}
 
 
 async def test_a_worker_that_comes_back_keeps_its_run_and_delivers_it(tmp_path: Path) -> None:

@@ -17,14 +17,9 @@ from zerostate_node.machines import task as machine
 from zerostate_node.machines.dispatch import Claimer
 from zerostate_node.ports.desk import Event
 from zerostate_node.ports.ledger import OpenTask, Write
-from zerostate_node.services.driver import (
-    Driver,
-    DriverSettings,
-    LeaseOut,
-    ReceiptPayload,
-    row_of,
-)
+from zerostate_node.services.driver import Driver
 from zerostate_node.services.hub import Hub
+from zerostate_node.services.owned import DriverSettings, LeaseOut, ReceiptPayload, row_of
 from zerostate_node.wire.messages import Outcome
 
 T0 = ledger_samples.T0

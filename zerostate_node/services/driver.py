@@ -16,29 +16,34 @@ import dataclasses
 import heapq
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
 
 import structlog
 import trio
 
 from zerostate_node.errors import Refused, Unavailable, ZeroStateError
 from zerostate_node.machines import task as machine
-from zerostate_node.machines.admission import price_of
-from zerostate_node.machines.dispatch import WINDOW_MAX, Claimer, Dispatcher, Wanted
+from zerostate_node.machines.dispatch import Claimer, Dispatcher, Wanted
 from zerostate_node.ports.ledger import (
-    CancelTask,
-    LeaseTask,
     Ledger,
     OpenTask,
-    ReopenTask,
-    SettleTask,
     TaskRow,
     Write,
 )
+from zerostate_node.services.chronicle import Chronicle
 from zerostate_node.services.hub import Hub
+from zerostate_node.services.owned import (
+    Change,
+    DriverSettings,
+    Entry,
+    LeaseOut,
+    Outlet,
+    ReceiptPayload,
+    settled_state,
+    write_of,
+)
 from zerostate_node.units import MIB
 from zerostate_node.wire.cardshape import ARGS_BYTES_MAX
-from zerostate_node.wire.messages import BlobRef, Outcome, RetryPolicy, TaskSpec
+from zerostate_node.wire.messages import RetryPolicy, TaskSpec
 
 log = structlog.get_logger()
 
@@ -47,76 +52,7 @@ TICK_S = 0.25  # how late a lapse may be noticed
 INLINE_KEPT_BYTES_MAX = 64 * MIB  # inputs of open tasks held in memory; more are read when leased
 LEDGER_RETRY_S = 0.5
 LOOKUPS_MAX = 64  # tasks that are over, read from the ledger in one turn for their late receipts
-LOST_ONCE_S = 5.0  # a worker that dies with many leases is blamed for one death
-BLAMED_MAX = 1_024
 DUE_MIN = 8_192  # entries of the clock that are kept before those of ended tasks are swept
-
-_CONDUCT = {
-    Outcome.COMPLETED: "completed",
-    Outcome.LOST: "lost",
-    Outcome.REFUSED: "refused",
-    Outcome.UNFETCHABLE: "refused",
-}  # what an outcome says about the worker; any other is the guest's doing
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class DriverSettings:
-    """What an operator may set about owning tasks."""
-
-    lease_ttl_ms: int = 15_000
-    unstarted_ms_max: int = 240_000  # queueing, fetching and compiling, before a guest's own time
-    tasks_open_max: int = 100_000
-    region: str = ""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ReceiptPayload:
-    """What a receipt brings beside the fact: stored when it settles the task."""
-
-    envelope: bytes
-    output: BlobRef
-    output_inline: bytes | None
-    fuel_used: int
-    price_ucr: int
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class LeaseOut:
-    """A lease to be signed and sent: everything that the worker needs."""
-
-    spec: TaskSpec
-    input_inline: bytes | None
-    attempt: int
-    fence: int
-    ttl_ms: int
-
-
-class Outlet(Protocol):
-    """Where effects for one worker go: its work stream. Never blocks; drops itself when slow."""
-
-    def lease(self, leases: Sequence[LeaseOut]) -> None:
-        """Send leases."""
-
-    def renewed(self, task_id: str, fence: int, ttl_ms: int) -> None:
-        """Answer a renewal."""
-
-    def ack(self, task_id: str, fence: int, verdict: str, reason: str) -> None:
-        """Answer a receipt."""
-
-    def cancel(self, task_id: str, fence: int, reason: str) -> None:
-        """Ask for a stop."""
-
-
-@dataclasses.dataclass(slots=True)
-class Entry:
-    """A task that is not settled, as this owner holds it."""
-
-    spec: TaskSpec
-    actor: str
-    state: machine.State
-    input_inline: bytes | None = None
-    progress: int = -1
-    log_bytes: int = 0
 
 
 @dataclasses.dataclass(slots=True)
@@ -127,17 +63,6 @@ class _Submission:
 
 
 _Fact = tuple[str, machine.Fact, ReceiptPayload | None]  # about the task of this id
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Change:
-    """A task moved; `ended` is how an attempt ended, where this step opens the task again."""
-
-    task_id: str
-    entry: Entry
-    before: machine.State
-    after: machine.State
-    ended: Outcome | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -157,7 +82,7 @@ class _Turn:
     owners: list[str] = dataclasses.field(default_factory=list)  # task id behind each write
     effects: list[tuple[str, machine.Effect]] = dataclasses.field(default_factory=list)
     before: dict[str, machine.State] = dataclasses.field(default_factory=dict)
-    changes: list[_Change] = dataclasses.field(default_factory=list)
+    changes: list[Change] = dataclasses.field(default_factory=list)
     granted: list[tuple[str, Claimer]] = dataclasses.field(default_factory=list)
 
 
@@ -177,11 +102,9 @@ class Driver:
         self._hub = hub
         self._settings = settings
         self._now_ms = now_ms
-        self._behaved = behaved
         self.tasks: dict[str, Entry] = {}
         self.dispatch = Dispatcher()
         self._outlets: dict[str, Outlet] = {}
-        self._lost_s: dict[str, float] = {}  # when each worker was last blamed for lost leases
         self._submissions: deque[_Submission] = deque()
         self._facts: deque[_Fact] = deque()
         self._doubts: dict[str, _Doubt] = {}
@@ -193,7 +116,7 @@ class Driver:
         self.turns = 0
         self.writes = 0
         self.submitted = 0
-        self.settled: Counter[str] = Counter()
+        self.chronicle = Chronicle(hub=hub, claimers=self.dispatch.claimers, behaved=behaved)
 
     # -- asked by others ---------------------------------------------------------------------------
 
@@ -444,7 +367,7 @@ class Driver:
             before, fact, retry=entry.spec.retry, deadline_ms=entry.spec.deadline_ms
         )
         for effect in done.effects:
-            write = _write_of(task_id, entry, effect, payload, turn.now_ms)
+            write = write_of(task_id, entry, effect, payload, turn.now_ms)
             if write is None:
                 turn.effects.append((task_id, effect))
             else:
@@ -454,7 +377,7 @@ class Driver:
             return
         turn.before.setdefault(task_id, before)
         ended = next((e.outcome for e in done.effects if isinstance(e, machine.RecordReopen)), None)
-        turn.changes.append(_Change(task_id, entry, before, done.state, ended))
+        turn.changes.append(Change(task_id, entry, before, done.state, ended))
         entry.state = done.state
         self._follow(task_id, entry, before, turn.now_ms)
 
@@ -502,7 +425,7 @@ class Driver:
         found: dict[str, machine.Settled | None] = {}
         for task_id in strangers:
             row = await self._ledger.task(task_id)
-            found[task_id] = _settled_state(row) if row is not None else None
+            found[task_id] = settled_state(row) if row is not None else None
         return found
 
     # -- after the commit --------------------------------------------------------------------------
@@ -594,9 +517,10 @@ class Driver:
         again, first = doubt.facts, list[machine.Fact]()
         if row is None:
             again = ()
-        elif (settled := _settled_state(row)) is not None:
+        elif (settled := settled_state(row)) is not None:
             if entry is not None:
-                self._tell(_Change(task_id, entry, doubt.before, settled, None))
+                self.chronicle.tell(Change(task_id, entry, doubt.before, settled, None))
+                self._forget(task_id)
         else:
             state = self._restore(row).state
             if isinstance(state, machine.Leased):
@@ -647,62 +571,9 @@ class Driver:
         for _, claimer in turn.granted:
             claimer.unsent -= 1
         for change in turn.changes:
-            self._tell(change)
-
-    def _tell(self, change: _Change) -> None:
-        task_id, entry, before = change.task_id, change.entry, change.before
-        match change.after:
-            case machine.Leased(attempt, fence, worker):
-                if isinstance(before, machine.Leased) and before.fence == fence:
-                    return  # renewed
-                self._hub.tell(
-                    "task.leased", task_id=task_id, worker=worker, attempt=attempt, fence=fence
-                )
-                log.info("lease granted", task=task_id, fence=fence, worker=worker[-8:])
-            case machine.Open(attempt, fence, _, excluded):
-                lost = before.worker if isinstance(before, machine.Leased) else ""
-                self._hub.tell("task.retry", task_id=task_id, attempt=attempt, worker=lost)
-                log.info("task open again", task=task_id, fence=fence, worker=lost[-8:])
-                blamed = isinstance(before, machine.Leased) and excluded != before.excluded
-                if blamed and change.ended is not None:
-                    self._judge(lost, change.ended)
-            case machine.Settled(outcome, _, fence, worker, detail):
-                self.settled[outcome.value] += 1
-                if worker:
-                    self._judge(worker, outcome)
-                self._hub.tell(
-                    "task.settled",
-                    task_id=task_id,
-                    outcome=outcome.value,
-                    worker=worker,
-                    detail=detail,
-                    fence=fence,
-                )
-                log.info(
-                    "task settled",
-                    task=task_id,
-                    outcome=outcome.value,
-                    fence=fence,
-                    worker=worker[-8:],
-                    trace=entry.spec.trace,
-                )
-                self._forget(task_id)
-
-    def _judge(self, worker: str, outcome: Outcome) -> None:
-        """What an attempt's end says of its worker: its conduct, and how many it may hold."""
-        claimer = self.dispatch.claimers.get(worker)
-        if outcome is Outcome.LOST:
-            now_s = trio.current_time()
-            if now_s - self._lost_s.get(worker, float("-inf")) < LOST_ONCE_S:
-                return
-            if len(self._lost_s) >= BLAMED_MAX and worker not in self._lost_s:
-                del self._lost_s[next(iter(self._lost_s))]
-            self._lost_s[worker] = now_s
-            if claimer is not None:
-                claimer.window = max(1, claimer.window // 2)
-        elif outcome is Outcome.COMPLETED and claimer is not None:
-            claimer.window = min(WINDOW_MAX, claimer.window + 1)
-        self._behaved(worker, _CONDUCT.get(outcome, "guest_failed"))
+            self.chronicle.tell(change)
+            if isinstance(change.after, machine.Settled):
+                self._forget(change.task_id)
 
     def _forget(self, task_id: str) -> None:
         entry = self.tasks.pop(task_id, None)
@@ -740,71 +611,3 @@ class Driver:
 
 
 _NO_RETRY = RetryPolicy()
-
-
-def _settled_state(row: TaskRow) -> machine.Settled | None:
-    if row.outcome is None:
-        return None
-    return machine.Settled(row.outcome, row.attempt, row.fence, row.worker, row.detail)
-
-
-def _write_of(
-    task_id: str,
-    entry: Entry,
-    effect: machine.Effect,
-    payload: ReceiptPayload | None,
-    now_ms: int,
-) -> Write | None:
-    """The ledger write behind a `Record…` effect; None for the others."""
-    match effect:
-        case machine.RecordLease(attempt, fence, worker, until_ms):
-            return LeaseTask(
-                task_id=task_id,
-                attempt=attempt,
-                fence=fence,
-                worker=worker,
-                until_ms=until_ms,
-                now_ms=now_ms,
-            )
-        case machine.RecordReopen(fence, outcome, detail, excluded, not_before_ms):
-            return ReopenTask(
-                task_id=task_id,
-                fence=fence,
-                outcome=outcome,
-                detail=detail,
-                excluded=excluded,
-                not_before_ms=not_before_ms,
-                now_ms=now_ms,
-                receipt=payload.envelope if payload else b"",
-            )
-        case machine.RecordSettle(fence, worker, outcome, detail, by_receipt):
-            took = payload if by_receipt and payload else None
-            price = entry.spec.price
-            return SettleTask(
-                task_id=task_id,
-                fence=fence,
-                worker=worker,
-                outcome=outcome,
-                detail=detail,
-                now_ms=now_ms,
-                receipt=took.envelope if took else b"",
-                output=took.output if took else None,
-                output_inline=took.output_inline if took else None,
-                fuel_used=took.fuel_used if took else 0,
-                price_ucr=price_of(
-                    per_call_ucr=price.per_call_ucr,
-                    per_mfuel_ucr=price.per_mfuel_ucr,
-                    fuel_used=took.fuel_used if took else 0,
-                    budget_ucr=entry.spec.budget_ucr,
-                    completed=outcome is Outcome.COMPLETED,
-                ),
-            )
-        case machine.RecordCancel(reason):
-            return CancelTask(task_id=task_id, reason=reason, now_ms=now_ms)
-        case _:
-            return None
-
-
-def row_of(spec: TaskSpec, actor: str, now_ms: int) -> TaskRow:
-    """The ledger row of a task that was just submitted."""
-    return TaskRow(spec=spec, actor=actor, phase="open", updated_ms=now_ms)

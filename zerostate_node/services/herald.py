@@ -167,10 +167,13 @@ class Herald:
             try:
                 self._hear(heard)
             except WireError as error:
-                if error.code not in ("seen", "expired", "from_the_future"):
-                    what = "bad_signature" if error.code == "bad_signature" else "malformed"
-                    self._behaved(heard.forwarder, what)
-                    log.info("gossip dropped", topic=topic, why=str(error), peer=heard.forwarder)
+                if error.code in ("seen", "expired", "from_the_future"):
+                    continue
+                # Its author's doing. Whoever forwards a message does not look into it: blaming them
+                # would let one liar turn a whole mesh against itself.
+                author = heard.author or heard.forwarder
+                self._behaved(author, "malformed")
+                log.info("gossip dropped", topic=topic, why=str(error), author=author)
 
     def _hear(self, heard: Heard) -> None:
         kind = heard.topic.split("/")[3]
@@ -188,6 +191,8 @@ class Herald:
                 bytes_max=ids.ANNOUNCEMENT_BYTES_MAX,
                 seen=self._seen.__contains__,
             )
+            if opened.expires_ms - opened.issued_ms > 2 * ANNOUNCEMENT_TTL_MS:
+                raise WireError("an announcement that would live for long", code="expired")
             self._seen[opened.id] = None
             if len(self._seen) > SEEN_MAX:
                 del self._seen[next(iter(self._seen))]

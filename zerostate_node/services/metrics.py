@@ -81,7 +81,7 @@ class NodeCollector(Collector):
         settled = CounterMetricFamily(
             "zerostate_tasks_settled", "Tasks settled since the start", labels=["outcome"]
         )
-        for outcome, count in sorted(driver.settled.items()):
+        for outcome, count in sorted(driver.chronicle.settled.items()):
             settled.add_metric([outcome], count)
         yield settled
 

@@ -19,9 +19,10 @@ from zerostate_node.machines import task as machine
 from zerostate_node.machines.admission import price_of
 from zerostate_node.machines.dispatch import Claimer, first_window
 from zerostate_node.ports.mesh import Link
-from zerostate_node.services.driver import Driver, Entry, LeaseOut, ReceiptPayload
+from zerostate_node.services.driver import Driver
 from zerostate_node.services.hub import Hub
 from zerostate_node.services.outbox import Outbox, receive, say_bye
+from zerostate_node.services.owned import Entry, LeaseOut, ReceiptPayload
 from zerostate_node.units import DAY_MS, KIB, PeerId
 from zerostate_node.wire import codec, envelope, ids
 from zerostate_node.wire.messages import (

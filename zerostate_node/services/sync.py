@@ -8,6 +8,7 @@ does the same the other way), and with a random neighbour now and then.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
 
 import structlog
@@ -31,6 +32,11 @@ log = structlog.get_logger()
 ROUND_S = 20.0
 SESSION_S_MAX = 30.0
 ITEMS_BYTES_SOFT_MAX = 256 * KIB
+WANTS_MAX = 8  # in one session; each may cost us all that we know
+SESSIONS_PER_PEER_MAX = 3  # served at once
+OLD_NEWS_MAX = 8_192  # items of one session that were no news; an honest neighbour sends few
+CHECKPOINT_ITEMS = 16  # checked in one go: each takes a quarter of a millisecond or more
+WRONG_NETWORKS_MAX = 256
 WRONG_NETWORK_BAN_S = 600.0
 DELAY_AFTER_CONNECT_S = 0.05
 
@@ -56,6 +62,7 @@ class Sync:
         self._behaved = behaved
         self._wake = trio.Event()
         self._fresh: dict[PeerId, None] = {}
+        self._serving: Counter[PeerId] = Counter()
         self.pulled = 0
         self.wrong_networks: dict[PeerId, str] = {}
 
@@ -110,7 +117,7 @@ class Sync:
             if answer.network != self._network:
                 await self._wrong_network(peer, answer.network)
                 return 0
-            news = self._take(peer, "nodes", (answer.advert,)) if answer.advert else 0
+            news = await self._take(peer, "nodes", (answer.advert,)) if answer.advert else 0
             news += await self._pull_kind(link, peer, "nodes", answer.nodes)
             news += await self._pull_kind(link, peer, "manifests", answer.manifests)
             if news:
@@ -135,19 +142,24 @@ class Sync:
         wanted = set(buckets)
         have = tuple(key for key, _ in self._roster.items(kind) if key[0] in wanted)[:16_384]
         await link.send(codec.encode(SyncWant(kind=kind, buckets=buckets, have=have)))
-        news = 0
+        news = items = 0
         while True:
             answer = await _receive(link)
             if not isinstance(answer, SyncItems) or answer.kind != kind:
                 raise ConductError(f"expected {kind}", code="not_allowed")
-            news += self._take(peer, kind, answer.items)
+            news += await self._take(peer, kind, answer.items)
+            items += len(answer.items)
             if not answer.more:
                 return news
+            if not answer.items or items - news > OLD_NEWS_MAX:
+                raise ConductError("much of it, and none of it news", code="not_allowed")
 
-    def _take(self, peer: PeerId, kind: str, items: tuple[bytes, ...]) -> int:
+    async def _take(self, peer: PeerId, kind: str, items: tuple[bytes, ...]) -> int:
         hear = self._roster.hear_manifest if kind == "manifests" else self._roster.hear_advert
         news = 0
-        for raw in items:
+        for number, raw in enumerate(items):
+            if number % CHECKPOINT_ITEMS == CHECKPOINT_ITEMS - 1:
+                await trio.lowlevel.checkpoint()
             try:
                 news += hear(raw)
             except WireError as error:
@@ -168,19 +180,27 @@ class Sync:
     async def _told_bye(self, peer: PeerId, bye: Bye) -> None:
         log.info("sync refused", peer=peer, code=bye.code, reason=bye.reason)
         if bye.code == "wrong_network":
-            self.wrong_networks[peer] = bye.reason
+            self._note_network(peer, bye.reason)
             await self._mesh.drop(peer, ban_s=WRONG_NETWORK_BAN_S, why="wrong network")
 
     async def _wrong_network(self, peer: PeerId, theirs: str) -> None:
         reason = f"peer {peer} is on network {theirs!r}, this node is on {self._network!r}"
-        self.wrong_networks[peer] = reason
+        self._note_network(peer, reason)
         log.warning("peer on another network dropped", peer=peer, theirs=theirs)
         await self._mesh.drop(peer, ban_s=WRONG_NETWORK_BAN_S, why="wrong network")
+
+    def _note_network(self, peer: PeerId, reason: str) -> None:
+        if len(self.wrong_networks) >= WRONG_NETWORKS_MAX:
+            del self.wrong_networks[next(iter(self.wrong_networks))]
+        self.wrong_networks[peer] = reason
 
     # -- serving -----------------------------------------------------------------------------------
 
     async def serve(self, link: Link) -> None:
         """Answer one neighbour."""
+        if self._serving[link.peer] >= SESSIONS_PER_PEER_MAX:
+            return await link.aclose()
+        self._serving[link.peer] += 1
         try:
             with trio.move_on_after(SESSION_S_MAX):
                 await self._serve(link)
@@ -190,6 +210,9 @@ class Sync:
             self._behaved(link.peer, "malformed")
             log.info("sync peer broke the protocol", peer=link.peer, why=str(error))
         finally:
+            self._serving[link.peer] -= 1
+            if not self._serving[link.peer]:
+                del self._serving[link.peer]
             with trio.CancelScope(shield=True), trio.move_on_after(2):
                 await link.aclose()
 
@@ -200,19 +223,20 @@ class Sync:
         if hello.network != self._network:
             reason = f"this node is on network {self._network!r}, you are on {hello.network!r}"
             await link.send(codec.encode(Bye(code="wrong_network", reason=reason)))
-            self.wrong_networks[link.peer] = reason
+            self._note_network(link.peer, reason)
             await trio.sleep(0.2)
             return await self._mesh.drop(link.peer, ban_s=WRONG_NETWORK_BAN_S, why="wrong network")
         if hello.advert:
-            self._take(link.peer, "nodes", (hello.advert,))
+            await self._take(link.peer, "nodes", (hello.advert,))
         await link.send(codec.encode(self._hello()))
-        while True:
+        for _ in range(WANTS_MAX):
             want = await _receive(link)
             if isinstance(want, Bye):
                 return None
             if not isinstance(want, SyncWant):
                 raise ConductError("expected want", code="not_allowed")
             await self._give(link, want)
+        raise ConductError("wants far more than there are kinds", code="not_allowed")
 
     async def _give(self, link: Link, want: SyncWant) -> None:
         buckets, have = set(want.buckets), set(want.have)

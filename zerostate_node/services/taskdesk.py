@@ -24,8 +24,9 @@ from zerostate_node.ports.desk import (
     TaskView,
 )
 from zerostate_node.ports.ledger import Ledger, OpenTask, TaskRow
-from zerostate_node.services.driver import Driver, row_of
+from zerostate_node.services.driver import Driver
 from zerostate_node.services.hub import Hub, Lagged
+from zerostate_node.services.owned import row_of
 from zerostate_node.services.roster import Roster
 from zerostate_node.units import DAY_MS, KIB, PeerId
 from zerostate_node.wire import ids
