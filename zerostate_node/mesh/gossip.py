@@ -155,10 +155,12 @@ class Gossip:
             entry.forged = 0
             self._on_offence(peer, "forged gossip signatures")
 
-    def deliver(self, topic: str, forwarder: PeerId, data: bytes) -> None:
+    def deliver(
+        self, topic: str, forwarder: PeerId, data: bytes, author: PeerId | None = None
+    ) -> None:
         """Hand a message to who listens."""
         self.heard += 1
-        heard = Heard(topic=topic, forwarder=forwarder, data=data)
+        heard = Heard(topic=topic, forwarder=forwarder, data=data, author=author)
         for subscription in tuple(self._subscribers.get(topic, ())):
             if not subscription.offer(heard):
                 self.dropped += 1
@@ -196,9 +198,12 @@ class BoundedPubsub(Pubsub):  # type: ignore[misc]
                     return
             self._mark_msg_seen(msg)
             if not own:
-                if ID(msg.from_id) == self.my_id:
+                author = ID(msg.from_id)
+                if author == self.my_id:
                     return
-                self._gossip.deliver(msg.topicIDs[0], forwarder, bytes(msg.data))
+                self._gossip.deliver(
+                    msg.topicIDs[0], forwarder, bytes(msg.data), PeerId(author.to_base58())
+                )
             await self.router.publish(msg_forwarder, msg)
         except Exception as error:
             # Bulkhead: what leaves here ends Pubsub and with it the host, and a neighbour chose

@@ -32,11 +32,16 @@ class Link(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Heard:
-    """One gossip message: its topic, who handed it to us, the bytes. Nothing is checked yet."""
+    """
+    One gossip message: its topic, who handed it to us, the bytes. Nothing of them is checked yet.
+
+    `author` signed the message as gossip; whoever forwards it did not look into it.
+    """
 
     topic: str
     forwarder: PeerId
     data: bytes
+    author: PeerId | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
