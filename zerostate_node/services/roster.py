@@ -176,7 +176,7 @@ class Roster:
             raise NotFound(
                 f"no living agent offers {capability!r}",
                 code="no_such_capability",
-                hint="see the capabilities column of `zerostate-node agent list`",
+                hint="`zerostate-node agent list` shows what is known, `agent show` its capabilities",
             )
         return min(able, key=lambda m: (m.price.per_call_ucr, m.price.per_mfuel_ucr, -m.issued_ms))
 
