@@ -13,7 +13,7 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
 from zerostate_node.gateway import problems
-from zerostate_node.gateway.exchange import SCOPE_KEY, Answerer, Exchange
+from zerostate_node.gateway.exchange import SCOPE_KEY, WORK_KEY, Answerer, Exchange
 from zerostate_node.gateway.options import GatewaySettings
 from zerostate_node.gateway.problems import HttpError
 from zerostate_node.gateway.route import Answer, Call, Route, parse_query
@@ -76,19 +76,20 @@ class Direct:
             if route.direct and route.handle is not None
         ]
 
-    async def answer(self, scope: Mapping[str, Any], exchange: Exchange, send: Answerer) -> bool:
+    async def answer(self, scope: dict[str, Any], exchange: Exchange, send: Answerer) -> bool:
         """Answer one request whose head was checked; False: it is not one of these."""
         if scope["query_string"]:
             return False
         for method, match, known in self._routes:
             if method == exchange.method and (found := match(exchange.path)):
-                await self._answer(known, found.groupdict(), exchange, send)
+                with trio.CancelScope() as scope[WORK_KEY]:
+                    answer = await self._ask(known, found.groupdict(), exchange)
+                if not scope[WORK_KEY].cancelled_caught:
+                    await _send_whole(answer, send)
                 return True
         return False
 
-    async def _answer(
-        self, route: Route, params: Mapping[str, str], exchange: Exchange, send: Answerer
-    ) -> None:
+    async def _ask(self, route: Route, params: Mapping[str, str], exchange: Exchange) -> Answer:
         exchange.route = route.template
         try:
             if route.private and not exchange.actor:
@@ -100,18 +101,21 @@ class Direct:
                 params=params,
                 query=route.query(),
             )
-            answer = await _within(route, call, self._settings)
+            return await _within(route, call, self._settings)
         except Exception as error:
-            answer = _problem(error, exchange)  # the bulkhead around one handler
-        assert isinstance(answer.body, bytes)  # streams are the framework's
-        fields = {
-            "content-type": answer.content_type,
-            "content-length": str(len(answer.body)),
-            "cache-control": "no-store",
-            **answer.headers,
-        }
-        head = [(name.encode(), value.encode()) for name, value in fields.items()]
-        await send.whole(answer.status, head, answer.body)
+            return _problem(error, exchange)  # the bulkhead around one handler
+
+
+async def _send_whole(answer: Answer, send: Answerer) -> None:
+    assert isinstance(answer.body, bytes)  # streams are the framework's
+    fields = {
+        "content-type": answer.content_type,
+        "content-length": str(len(answer.body)),
+        "cache-control": "no-store",
+        **answer.headers,
+    }
+    head = [(name.encode(), value.encode()) for name, value in fields.items()]
+    await send.whole(answer.status, head, answer.body)
 
 
 async def _within(route: Route, call: Call, settings: GatewaySettings) -> Answer:

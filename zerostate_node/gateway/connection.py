@@ -19,7 +19,8 @@ import structlog
 import trio
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
-from hypercorn.protocol.events import Request
+from hypercorn.protocol.events import Event as StreamEvent
+from hypercorn.protocol.events import Request, StreamClosed
 from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
 from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.trio.task_group import TaskGroup
@@ -29,6 +30,7 @@ from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 
 from zerostate_node.gateway import problems
+from zerostate_node.gateway.exchange import WORK_KEY
 
 HYPERCORN_VERSION = "0.18.0"
 _LEANED_ON = {
@@ -67,6 +69,18 @@ class PatientParser(h11.Connection):
             raise
 
 
+class NoticedStream(HTTPStream):  # type: ignore[misc]  # hypercorn is not typed for us
+    """Cancels the work for a request whose client left, without a task that waits for it."""
+
+    async def handle(self, event: StreamEvent) -> None:
+        """Pass an event on; at the end, whoever asked for it in the scope is cancelled first."""
+        if isinstance(event, StreamClosed) and not self.closed:
+            work: trio.CancelScope | None = self.scope.get(WORK_KEY)
+            if work is not None:
+                work.cancel()
+        await super().handle(event)
+
+
 class PlainHttp(H11Protocol):  # type: ignore[misc]  # hypercorn is not typed for us
     """HTTP/1.1 and nothing else: offers to switch to WebSocket or HTTP/2 are ignored."""
 
@@ -82,7 +96,7 @@ class PlainHttp(H11Protocol):  # type: ignore[misc]  # hypercorn is not typed fo
         """No h2c upgrade and no HTTP/2 by prior knowledge."""
 
     async def _create_stream(self, request: h11.Request) -> None:
-        self.stream = HTTPStream(
+        self.stream = NoticedStream(
             self.app,
             self.config,
             self.context,

@@ -16,6 +16,7 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 STATUS_GONE = 499  # for logs and metrics: the client left before an answer began
 SCOPE_KEY = "zerostate"
+WORK_KEY = "zerostate.work"  # a cancel scope: work that is pointless once the client left
 UNMATCHED = "unmatched"
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
