@@ -55,6 +55,7 @@ LEASES_PER_OWNER_MAX = 2_048  # held or unanswered; an owner that gives more tha
 UNANSWERED_MAX = 1_024  # receipts that an owner has not answered: it gets no more work done
 FETCHES_PER_OWNER_MAX = 4  # at once, before a slot: what cannot be fetched holds up nobody's run
 QUEUE_MS_MAX = 20_000  # runs that turn out slow are handed back where more than this waits
+CLAIM_PART = 4  # a claim grows by this part of the room for leases, or waits
 RUN_MS_SMOOTHING = 0.2  # weight of the newest run in the moving mean
 
 
@@ -101,12 +102,17 @@ class OwnerStream:
         self.delivered.add((task_id, fence))
         self.outbox.put(Done(receipt=receipt, output=output))
 
-    def worth_telling(self, credits: int) -> bool:
-        """Whether a new claim changes enough: a frame for each finished run would be noise."""
+    def worth_telling(self, credits: int, room: int) -> bool:
+        """
+        Whether a new claim changes enough. A frame for each finished run would make the owner
+        commit each lease alone; a quarter of the room at a time keeps the rest queued here.
+        """
         if self.claimed < 0:
             return True
         left = max(0, self.claimed - (self.received - self.received_at_claim))
-        return credits != left and (credits >= 2 * left or 2 * credits <= left)
+        if credits > left:
+            return CLAIM_PART * (credits - left) >= room
+        return credits < left and 2 * credits <= left
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -384,17 +390,18 @@ class Worker:
 
     def _claim_all(self) -> None:
         """Tell every owner how much more we take, where that changed enough to matter."""
+        held = len(self._queue) + self._fetching + self.running
         wanted = machine.credits_wanted(
             slots=self.slots,
-            held=len(self._queue) + self._fetching + self.running,
+            held=held,
             run_ms_mean=self.run_ms_mean,
             draining=self.draining,
         )
-        share = -(-wanted // max(1, len(self.streams)))
-        wanted = share
+        owners = max(1, len(self.streams))
+        fair, room = -(-wanted // owners), (held + wanted) // owners
         for stream in self.streams.values():
-            share = wanted if len(stream.delivered) < UNANSWERED_MAX else 0
-            if not stream.worth_telling(share):
+            share = fair if len(stream.delivered) < UNANSWERED_MAX else 0
+            if not stream.worth_telling(share, room):
                 continue
             stream.claimed = share
             stream.received_at_claim = stream.received

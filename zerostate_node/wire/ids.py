@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from functools import lru_cache
 
 import base58
 
@@ -150,6 +151,7 @@ def peer_id_of(public_key: bytes) -> PeerId:
     return PeerId(base58.b58encode(_ED25519_PEER_PREFIX + public_key).decode())
 
 
+@lru_cache(maxsize=1024)  # base58 is slow, and the peers of a node are few
 def public_key_of(peer: str) -> bytes:
     """
     The raw Ed25519 public key inside a libp2p peer id.
@@ -165,11 +167,13 @@ def public_key_of(peer: str) -> bytes:
     return raw[6:]
 
 
+@lru_cache(maxsize=1024)
 def did_of(peer: str) -> Did:
     """The did:key of a peer id: the same key, spelled the W3C way."""
     return Did("did:key:z" + base58.b58encode(_ED25519_DID_PREFIX + public_key_of(peer)).decode())
 
 
+@lru_cache(maxsize=1024)
 def peer_of_did(did: str) -> PeerId:
     """
     The peer id of an Ed25519 did:key.
