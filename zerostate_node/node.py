@@ -173,7 +173,13 @@ class Node:
         self.hub = Hub(now_ms)
         self.standing = Standing(now_ms, me=self.peer)
         behaved = self.standing.behaved
-        self.roster = Roster(network=network.name, journal=journal, hub=self.hub, now_ms=now_ms)
+        self.roster = Roster(
+            network=network.name,
+            journal=journal,
+            hub=self.hub,
+            now_ms=now_ms,
+            me=ids.did_of(self.peer),
+        )
         self.courier = Courier(
             me=self.peer,
             blobs=self.blobs,

@@ -6,6 +6,7 @@ date. Kept in the journal, so that a restart knows what it knew.
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Callable, Iterable
 
 import structlog
@@ -15,7 +16,7 @@ from zerostate_node.errors import NotFound, Refused, Unavailable, WireError
 from zerostate_node.machines import roster as machine
 from zerostate_node.ports.ledger import Journal
 from zerostate_node.services.hub import Hub
-from zerostate_node.units import PeerId
+from zerostate_node.units import DAY_MS, MIB, PeerId
 from zerostate_node.wire import envelope, ids
 from zerostate_node.wire.cards import Manifest, capability_of, open_card, supersedes
 from zerostate_node.wire.envelope import Opened
@@ -23,9 +24,12 @@ from zerostate_node.wire.messages import NodeAdvert
 
 log = structlog.get_logger()
 
-MANIFESTS_MAX = 20_000  # agent versions remembered; more are ignored until some expire
+MANIFESTS_MAX = 20_000  # agent versions remembered; beyond it others have to go
+MANIFESTS_BYTES_MAX = 64 * MIB  # ... or beyond this: keys cost nothing, so strangers may be many
 MANIFESTS_PER_PUBLISHER_MAX = 1_000
 NODES_MAX = 5_000
+ADVERT_MS_MAX = DAY_MS  # however long an advert says that it is true
+SAMPLE = 8  # of the places looked at when one has to go
 FLUSH_S = 1.0
 SWEEP_S = 30.0
 
@@ -34,12 +38,23 @@ class Roster:
     """The directory every node keeps for itself."""
 
     def __init__(
-        self, *, network: str, journal: Journal, hub: Hub, now_ms: Callable[[], int]
+        self,
+        *,
+        network: str,
+        journal: Journal,
+        hub: Hub,
+        now_ms: Callable[[], int],
+        me: str = "",
     ) -> None:
+        """`me` is this node's DID: cards that it published itself are never let go."""
         self._network = network
         self._journal = journal
         self._hub = hub
         self._now_ms = now_ms
+        self._me = me
+        self._bytes = 0
+        self._sums: dict[str, tuple[bytes, ...]] = {}
+        self._evicted: dict[str, list[str]] = {"manifests": [], "nodes": []}
         self.manifests: dict[tuple[str, str], Manifest] = {}
         self._entries: dict[tuple[str, str], machine.Entry] = {}
         self._by_publisher: dict[str, int] = {}
@@ -64,7 +79,8 @@ class Roster:
         manifest = open_card(raw, now_ms=self._now_ms())
         key = (manifest.agent_id, manifest.version)
         known = self.manifests.get(key)
-        if known is None and not self._has_room(manifest.publisher):
+        theirs = self._by_publisher.get(manifest.publisher, 0)
+        if known is None and theirs >= MANIFESTS_PER_PUBLISHER_MAX:
             return False
         if known is not None and not supersedes(known, manifest):
             return False
@@ -76,10 +92,14 @@ class Roster:
         if not done.effects:
             return False
         if known is None:
-            publisher = manifest.publisher
-            self._by_publisher[publisher] = self._by_publisher.get(publisher, 0) + 1
+            self._make_room(len(manifest.raw))
+            self._by_publisher[manifest.publisher] = 1 + self._by_publisher.get(
+                manifest.publisher, 0
+            )
         self._entries[key] = done.state
         self.manifests[key] = manifest
+        self._bytes += len(manifest.raw) - (len(known.raw) if known else 0)
+        self._sums.pop("manifests", None)
         self._unsaved["manifests"]["@".join(key)] = (manifest.raw, _until(manifest))
         if machine.Withdraw() in done.effects:
             self.revoked |= {"@".join(key)}
@@ -93,11 +113,41 @@ class Roster:
         )
         return True
 
-    def _has_room(self, publisher: str) -> bool:
-        return (
-            len(self.manifests) < MANIFESTS_MAX
-            and self._by_publisher.get(publisher, 0) < MANIFESTS_PER_PUBLISHER_MAX
-        )
+    def _make_room(self, bytes_more: int) -> None:
+        """
+        Let some cards go, at random, rather of those who have many.
+
+        To ignore newcomers instead would let whoever fills it first lock out everyone else for as
+        long as cards may live. One that was let go comes back with its next announcement or sync.
+        """
+        while self.manifests and (
+            len(self.manifests) >= MANIFESTS_MAX or self._bytes + bytes_more > MANIFESTS_BYTES_MAX
+        ):
+            others = [k for k, m in self.manifests.items() if m.publisher != self._me]
+            if not others:
+                return
+            # Many at once: looking at all of them for each newcomer would cost more than it does.
+            for key in random.sample(others, min(len(others), 1 + len(others) // 200)):
+                rivals = (key, *random.sample(others, min(len(others), SAMPLE)))
+                gone = max(
+                    (k for k in rivals if k in self.manifests),
+                    key=lambda k: self._by_publisher[self.manifests[k].publisher],
+                    default=None,
+                )
+                if gone is not None:
+                    self._remove(gone)
+                    self.revoked -= {"@".join(gone)}
+                    self._unsaved["manifests"].pop("@".join(gone), None)
+                    self._evicted["manifests"].append("@".join(gone))
+
+    def _remove(self, key: tuple[str, str]) -> None:
+        manifest = self.manifests.pop(key)
+        del self._entries[key]
+        self._bytes -= len(manifest.raw)
+        self._sums.pop("manifests", None)
+        self._by_publisher[manifest.publisher] -= 1
+        if not self._by_publisher[manifest.publisher]:
+            del self._by_publisher[manifest.publisher]
 
     def hear_advert(self, raw: bytes) -> bool:
         """Take a node's advert from anywhere; True when it is news. Raises WireError."""
@@ -110,12 +160,18 @@ class Roster:
             bytes_max=ids.NODE_ADVERT_BYTES_MAX,
         )
         known = self.adverts.get(opened.sender)
-        if known is None and len(self.adverts) >= NODES_MAX:
-            return False
+        if _advert_until(opened) < self._now_ms():
+            raise WireError("an advert that is too old, whatever it says", code="expired")
         if not machine.newer_advert(known.issued_ms if known else None, opened.issued_ms):
             return False
+        if known is None and len(self.adverts) >= NODES_MAX:
+            gone = random.choice(list(self.adverts))  # for the same reason as with cards
+            del self.adverts[gone]
+            self._unsaved["nodes"].pop(gone, None)
+            self._evicted["nodes"].append(gone)
         self.adverts[opened.sender] = opened
-        self._unsaved["nodes"][opened.sender] = (opened.raw, opened.expires_ms)
+        self._sums.pop("nodes", None)
+        self._unsaved["nodes"][opened.sender] = (opened.raw, _advert_until(opened))
         for callback in self._on_advert:
             callback(opened.sender, opened.value)
         return True
@@ -176,7 +232,7 @@ class Roster:
             raise NotFound(
                 f"no living agent offers {capability!r}",
                 code="no_such_capability",
-                hint="`zerostate-node agent list` shows what is known, `agent show` its capabilities",
+                hint="see `zerostate-node agent list`, and `agent show` for capabilities",
             )
         return min(able, key=lambda m: (m.price.per_call_ucr, m.price.per_mfuel_ucr, -m.issued_ms))
 
@@ -190,10 +246,14 @@ class Roster:
 
     def sums(self, kind: str) -> tuple[bytes, ...]:
         """One short digest for each of 256 buckets of keys; empty where the bucket is."""
-        buckets: list[list[bytes]] = [[] for _ in range(256)]
-        for key, _ in self.items(kind):
-            buckets[key[0]].append(key)
-        return tuple(_key(b"".join(sorted(keys))) if keys else b"" for keys in buckets)
+        if kind not in self._sums:
+            buckets: list[list[bytes]] = [[] for _ in range(256)]
+            for key, _ in self.items(kind):
+                buckets[key[0]].append(key)
+            self._sums[kind] = tuple(
+                _key(b"".join(sorted(keys))) if keys else b"" for keys in buckets
+            )
+        return self._sums[kind]
 
     # -- the service -------------------------------------------------------------------------------
 
@@ -220,7 +280,11 @@ class Roster:
                 await self._sweep()
 
     async def flush(self) -> None:
-        """Write what is not in the journal yet."""
+        """Write what is not in the journal yet, and take out what was let go."""
+        for kind, names in self._evicted.items():
+            gone = [name for name in names if name not in self._unsaved[kind]]
+            names.clear()
+            await self._forget(kind, gone)
         for kind, unsaved in self._unsaved.items():
             if not unsaved:
                 continue
@@ -236,15 +300,12 @@ class Roster:
         for key, entry in list(self._entries.items()):
             done = machine.step(entry, machine.TimePassed(now_ms))
             if machine.Drop() in done.effects:
-                manifest = self.manifests.pop(key)
-                del self._entries[key]
-                self._by_publisher[manifest.publisher] -= 1
-                if not self._by_publisher[manifest.publisher]:
-                    del self._by_publisher[manifest.publisher]
+                self._remove(key)
                 await self._forget("manifests", ["@".join(key)])
-        gone = [peer for peer, opened in self.adverts.items() if opened.expires_ms < now_ms]
+        gone = [peer for peer, opened in self.adverts.items() if _advert_until(opened) < now_ms]
         for peer in gone:
             del self.adverts[peer]
+            self._sums.pop("nodes", None)
         await self._forget("nodes", gone)
 
     async def _forget(self, kind: str, keys: Iterable[str]) -> None:
@@ -258,6 +319,10 @@ class Roster:
 
 def _better(new: Manifest, old: Manifest) -> bool:
     return (new.status != "revoked", new.sequence) > (old.status != "revoked", old.sequence)
+
+
+def _advert_until(opened: Opened) -> int:
+    return min(opened.expires_ms, opened.issued_ms + ADVERT_MS_MAX)
 
 
 def _until(manifest: Manifest) -> int:
