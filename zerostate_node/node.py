@@ -7,6 +7,7 @@ run tasks, serve HTTP, and at a signal leave in good order.
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import os
 import secrets
@@ -94,6 +95,18 @@ def run(settings: Settings, *, migrate_only: bool = False, on_ready: OnReady | N
             raise _leaf(group) from group
         finally:
             retract_running(settings.node.data_dir)
+
+
+def _calm_collector() -> None:
+    """
+    Let the garbage collector look at new things, seldom, and no more at what a node is made of.
+
+    Python's defaults walk the modules and tables of all libraries over and over, which was a tenth
+    of the time that a busy owner spent on a task.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 50)
 
 
 def _leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -382,6 +395,7 @@ class Node:
                     http=url,
                     took_ms=now_ms() - self.started_ms,
                 )
+                _calm_collector()
                 on_ready(self.desk.info() | {"http_url": url})
                 async for number in signals:
                     log.info("leaving", signal=signal.Signals(number).name)
