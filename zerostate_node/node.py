@@ -55,6 +55,7 @@ from zerostate_node.services.roster import Roster
 from zerostate_node.services.runner import Runner, Signer
 from zerostate_node.services.scout import Scout
 from zerostate_node.services.standing import Standing
+from zerostate_node.services.steady import steady_clock
 from zerostate_node.services.sync import Sync
 from zerostate_node.services.taskdesk import TaskDesk
 from zerostate_node.services.witness import Witness
@@ -210,6 +211,7 @@ class Node:
         )
 
         # -- owning tasks --------------------------------------------------------------------------
+        steady_ms = steady_clock()  # leases and deadlines outlive a step of the wall clock
         lease_ttl_ms = int(settings.owner.lease_ttl_s * 1000)
         self.driver: Driver | None = None
         self.owner: Owner | None = None
@@ -222,7 +224,7 @@ class Node:
                     tasks_open_max=settings.owner.tasks_open_max,
                     region=settings.node.region,
                 ),
-                now_ms=now_ms,
+                now_ms=steady_ms,
                 behaved=behaved,
             )
             self.owner = Owner(
@@ -237,7 +239,7 @@ class Node:
                 driver=self.driver,
                 hub=self.hub,
                 fetch_output=self._fetch,
-                now_ms=now_ms,
+                now_ms=steady_ms,
                 lease_ttl_ms=lease_ttl_ms,
                 score_of=self.standing.score,
                 behaved=behaved,
@@ -336,7 +338,7 @@ class Node:
                 limits_max=_limits_max(settings),
                 deadline_default_ms=int(settings.owner.deadline_default_s * 1000),
                 new_id=new_id,
-                now_ms=now_ms,
+                now_ms=steady_ms,
             ),
             catalogue=self.catalogue,
             witness=Witness(runner=self.runner),

@@ -162,6 +162,11 @@ class Driver:
         self._recount()
         self._unpark_at = 0.0
 
+    @property
+    def waiting(self) -> int:
+        """Facts that wait to be decided on: the ledger is slow or away when there are many."""
+        return len(self._facts)
+
     def claims_changed(self) -> None:
         """A worker asks for work, or changed what it asked for."""
         self._wake.set()

@@ -52,6 +52,10 @@ LEASES_PER_BATCH = 64  # under one signature; protocols/work/1
 BATCH_BYTES_SOFT_MAX = 128 * KIB  # inline inputs of one batch
 LOG_BYTES_PER_TASK_MAX = 256 * KIB  # what a guest's log may cost this node; the rest is dropped
 WORKERS_MAX = 512
+CHATTER_PER_S = 500.0  # messages that no receipt of a lease held pays for; then we read slowly
+CHATTER_BURST = 4_096.0
+RECEIPT_PAYS = 4  # messages: a claim, a renewal or two, and some
+FACTS_WAITING_MAX = 20_000  # beyond it nobody is read until the driver has caught up
 FETCH_S_MAX = 120.0  # for an output that does not fit its message; as long as a worker's own fetch
 
 
@@ -79,8 +83,18 @@ class WorkerStream:
         self.peer = peer
         self.hello = hello
         self.outbox = Outbox()
+        self.fetching: set[tuple[str, int]] = set()
+        self._quiet_s = 0.0  # when the chatter so far would be within its rate
         self.sent = 0
         self.claimer = Claimer(peer, max(1, hello.slots), hello.region)
+
+    async def pace(self, cost: int) -> None:
+        """A peer that says more than it needs to is read more slowly: its own sends then wait."""
+        now_s = trio.current_time()
+        self._quiet_s = max(now_s, self._quiet_s + cost / CHATTER_PER_S)
+        over_s = self._quiet_s - now_s - CHATTER_BURST / CHATTER_PER_S
+        if over_s > 0:
+            await trio.sleep(over_s)
 
     def lease(self, leases: Sequence[LeaseOut]) -> None:
         """Sign and queue leases, in batches under one signature each."""
@@ -228,8 +242,12 @@ class Owner:
     async def _read(self, stream: WorkerStream, link: Link, nursery: trio.Nursery) -> None:
         while True:
             try:
+                cost = 0
                 for message in await receive(link):
-                    self._hear(stream, message, nursery)
+                    cost += self._hear(stream, message, nursery)
+                await stream.pace(cost)
+                while self._driver.waiting > FACTS_WAITING_MAX:  # noqa: ASYNC110  (rare)
+                    await trio.sleep(0.05)
             except Unavailable:
                 return
             except (WireError, ConductError) as error:
@@ -238,7 +256,8 @@ class Owner:
                 log.warning("worker broke the protocol", worker=stream.peer, why=str(error))
                 return await say_bye(link, error.code, str(error))
 
-    def _hear(self, stream: WorkerStream, message: WorkMessage, nursery: trio.Nursery) -> None:
+    def _hear(self, stream: WorkerStream, message: WorkMessage, nursery: trio.Nursery) -> int:
+        """Take one message; what it counts as chatter."""
         worker, now_ms = stream.peer, self.now_ms()
         match message:
             case Claim(credits=credits, serves=serves, seen=seen):
@@ -250,16 +269,20 @@ class Owner:
                 self._driver.claims_changed()
             case Renew(task_id=task_id, fence=fence, progress=progress):
                 entry = self._driver.tasks.get(task_id)
-                if entry is not None and _holds(entry, worker, fence) and progress >= 0:
+                if (
+                    entry is not None
+                    and _holds(entry, worker, fence)
+                    and progress not in (-1, entry.progress)
+                ):
                     entry.progress = progress
                     self._hub.tell("task.progress", task_id=task_id, progress=progress)
                 self._driver.post(
                     task_id, machine.RenewAsked(worker, fence, self._lease_ttl_ms, now_ms)
                 )
             case Log(task_id=task_id, fence=fence, text=text):
-                self._log_line(worker, task_id, fence, text)
+                return self._log_line(worker, task_id, fence, text)
             case Done():
-                self._done(stream, message, nursery)
+                return self._done(stream, message, nursery)
             case Release(task_id=task_id, fence=fence):
                 self._driver.post(task_id, machine.HandedBack(worker, fence, now_ms))
             case Bye(code=code, reason=reason):
@@ -269,16 +292,19 @@ class Owner:
                 raise ConductError(
                     f"a worker does not send {type(message).__name__}", code="not_allowed"
                 )
+        return 1
 
-    def _log_line(self, worker: str, task_id: str, fence: int, text: str) -> None:
+    def _log_line(self, worker: str, task_id: str, fence: int, text: str) -> int:
         entry = self._driver.tasks.get(task_id)
         if entry is None or not _holds(entry, worker, fence):
-            return
-        if entry.log_bytes < LOG_BYTES_PER_TASK_MAX:
-            entry.log_bytes += len(text)
-            self._hub.tell("task.log", task_id=task_id, text=text)
+            return 1
+        if entry.log_bytes >= LOG_BYTES_PER_TASK_MAX:
+            return 1
+        entry.log_bytes += max(64, len(text))  # an event costs, also an empty one
+        self._hub.tell("task.log", task_id=task_id, text=text)
+        return 0
 
-    def _done(self, stream: WorkerStream, message: Done, nursery: trio.Nursery) -> None:
+    def _done(self, stream: WorkerStream, message: Done, nursery: trio.Nursery) -> int:
         opened = envelope.unseal(
             message.receipt, Receipt, type="receipt/1", network=self.me.network, now_ms=None
         )
@@ -291,7 +317,7 @@ class Owner:
         )
         if entry is None or not _holds(entry, stream.peer, receipt.fence):
             self._driver.post(receipt.task_id, fact)
-            return
+            return 1
         lie = _contradiction(receipt, entry, self.me.peer, message.output)
         if lie:
             self._behaved(stream.peer, "lied")
@@ -301,7 +327,7 @@ class Owner:
                 stream.peer, receipt.fence, Outcome.LOST, f"bad receipt: {lie}", self.now_ms()
             )
             self._driver.post(receipt.task_id, failed)
-            return
+            return 1
         payload = ReceiptPayload(
             envelope=message.receipt,
             output=receipt.output,
@@ -309,10 +335,15 @@ class Owner:
             fuel_used=receipt.fuel_used,
             price_ucr=receipt.price_ucr,
         )
+        key = (receipt.task_id, receipt.fence)
+        if key in stream.fetching:
+            return 1
         if message.output is None and receipt.output.size_bytes > 0:
-            nursery.start_soon(self._fetch_then_post, nursery, receipt, fact, payload, stream.peer)
+            stream.fetching.add(key)
+            nursery.start_soon(self._fetch_then_post, nursery, receipt, fact, payload, stream)
         else:
             self._driver.post(receipt.task_id, fact, payload)
+        return -RECEIPT_PAYS
 
     async def _fetch_then_post(
         self,
@@ -320,9 +351,10 @@ class Owner:
         receipt: Receipt,
         fact: machine.ReceiptCame,
         payload: ReceiptPayload,
-        worker: PeerId,
+        stream: WorkerStream,
     ) -> None:
         """An output that is not in the message is brought here before the task settles."""
+        worker = stream.peer
         holding = trio.CancelScope()
         nursery.start_soon(self._hold_lease, holding, receipt, worker)
         try:
@@ -332,6 +364,8 @@ class Owner:
             Unavailable, NotFound, Refused, ConductError, WireError, trio.TooSlowError
         ) as error:  # fmt: skip
             log.warning("output not fetched", task=receipt.task_id, why=str(error))
+            if getattr(error, "code", "") in ("wrong_digest", "wrong_size"):
+                self._behaved(worker, "lied")  # it signed for these bytes, and gave us others
             fact = dataclasses.replace(
                 fact, outcome=Outcome.LOST, detail=f"its output could not be fetched: {error}"
             )
@@ -339,6 +373,7 @@ class Owner:
             return
         finally:
             holding.cancel()
+            stream.fetching.discard((receipt.task_id, receipt.fence))
         self._driver.post(receipt.task_id, fact, payload)
 
     async def _hold_lease(self, scope: trio.CancelScope, receipt: Receipt, worker: PeerId) -> None:
