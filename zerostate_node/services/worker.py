@@ -53,7 +53,7 @@ PROGRESS_S_MIN = 0.1  # a guest that reports more often is told on with the next
 ANSWERS_WAIT_S = 0.05  # owners' answers are gathered for this long before they are journaled
 LEASES_PER_OWNER_MAX = 2_048  # held or unanswered; an owner that gives more than we claimed is cut
 UNANSWERED_MAX = 1_024  # receipts that an owner has not answered: it gets no more work done
-FETCHES_PER_OWNER_MAX = 4  # at once, before a slot: what cannot be fetched holds up nobody's run
+FETCHES_PER_OWNER_MAX = 16  # at once, before a slot: what cannot be fetched holds up nobody's run
 QUEUE_MS_MAX = 20_000  # runs that turn out slow are handed back where more than this waits
 CLAIM_PART = 4  # a claim grows by this part of the room for leases, or waits
 RUN_MS_SMOOTHING = 0.2  # weight of the newest run in the moving mean
@@ -549,6 +549,8 @@ class Worker:
                 self._step(held, machine.ReceiptKept())
                 if held.owner not in self.streams:
                     self._let_go(held)
+            if any(len(s.delivered) >= UNANSWERED_MAX for s in self.streams.values()):
+                self._claim_all()
 
     async def _forget_receipts(self) -> None:
         """
