@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from zerostate_node.cli.client import Client
 
 GUEST_ABI = "guest/1"
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}\Z")
 WASM_MAGIC = b"\x00asm\x01\x00\x00\x00"
 COMPONENT_MAGIC = b"\x00asm\x0d\x00\x01\x00"
 
@@ -129,6 +132,12 @@ def _draft(
         warnings.append(f"there is no {beside}: name and description are made up from the file's")
     draft.update({key: value for key, value in given.items() if value is not None})
     draft.setdefault("name", source.stem.lower().replace("_", "-").replace(" ", "-"))
+    if not _NAME.match(str(draft["name"])):
+        raise ConfigError(
+            f"{str(draft['name'])[:80]!r} cannot be an agent's name",
+            code="bad_card",
+            hint="a-z 0-9 . _ -, at most 63, a letter or digit first; give one with --name",
+        )
     draft.setdefault("version", "0.1.0")
     draft.setdefault("description", f"The module {source.name}.")
     if not draft.get("skills"):
@@ -268,6 +277,8 @@ def revoke(place: Place, as_json: bool, ref: str, reason: str, yes: bool) -> Non
 
     client = connect(place)
     if not yes:
+        if not sys.stdin.isatty():
+            raise ConfigError("nobody is there to confirm it", code="usage", hint="say --yes")
         click.confirm(f"Revoke {ref[:200]!r} for ever, on every node?", abort=True, err=True)
     view = client.delete(f"/api/v1/agents/{path_part(ref)}", {"reason": reason})
     if as_json:

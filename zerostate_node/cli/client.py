@@ -173,8 +173,8 @@ class Client:
             raise Unavailable(
                 f"no node answers at {self.base_url}",
                 code="stale_node" if self.where.endswith(home.NODE_FILE) else "no_node",
-                hint=(f"{self.where} names it. " if self.where.endswith(home.NODE_FILE) else "")
-                + "Start one with: zerostate-node start",
+                hint=(f"{self.where} names it; " if self.where.endswith(home.NODE_FILE) else "")
+                + "start one with: zerostate-node start",
             ) from error
         except httpx.TimeoutException as error:
             raise Unavailable(

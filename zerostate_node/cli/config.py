@@ -127,6 +127,11 @@ def show(settings: Settings, as_json: bool, changed: bool) -> None:
         )
         return
     console = render.out()
+    if not found:
+        console.print(
+            "no setting differs from its default; see all with: zerostate-node config show"
+        )
+        return
     made = render.table(
         ("setting", {"no_wrap": True}),
         ("value", {"overflow": "fold", "ratio": 2}),

@@ -26,10 +26,11 @@ from zerostate_node.errors import ConfigError
 @json_option
 def init(file: Path, data_dir: str, role: str, network: str, force: bool, as_json: bool) -> None:
     """
-    Make a data directory with a fresh identity, and FILE with every setting explained.
+    Write FILE with every setting explained, and make the data directory and identity it names.
 
     Not needed for a first try: `zerostate-node start` works with nothing at all.
     """
+    from zerostate_node import home
     from zerostate_node.cli import render
     from zerostate_node.cli.identity import identity_of
     from zerostate_node.ledger.datadir import DataDir
@@ -52,9 +53,11 @@ def init(file: Path, data_dir: str, role: str, network: str, force: bool, as_jso
         raise ConfigError(
             f"{file} exists already", code="file_exists", hint="--force writes over it"
         )
-    with DataDir(folder) as held:
-        held.identity_seed()
-        held.operator_key()
+    keys = (folder / home.IDENTITY_FILE, folder / home.OPERATOR_FILE)
+    if not all(key.exists() for key in keys):  # with both, a node may run here meanwhile
+        with DataDir(folder) as held:
+            held.identity_seed()
+            held.operator_key()
     try:
         file.write_text(text)
     except OSError as error:

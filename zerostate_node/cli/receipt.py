@@ -70,7 +70,7 @@ def opened(raw: bytes) -> tuple[Any, dict[str, Any]]:
                 code="bad_signature",
                 hint="do not trust it; ask the owner of the task for the receipt again",
             ) from error
-        raise WireError(f"this is no receipt: {error.message}", code="not_a_receipt") from error
+        raise ConfigError(f"this is no receipt: {error.message}", code="not_a_receipt") from error
     document = {
         "worker": found.sender,
         "issued_ms": found.issued_ms,

@@ -16,7 +16,9 @@ from typing import Any, TextIO
 
 import click
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -106,9 +108,11 @@ def age(at_ms: int | None, now_ms: int | None = None) -> str:
     if not at_ms:
         return "-"
     passed = (now_ms if now_ms is not None else time.time_ns() // 1_000_000) - at_ms
-    return (
-        "now" if -1000 < passed < 1000 else duration(abs(passed)) + (" ago" if passed > 0 else "")
-    )
+    if -1000 < passed < 1000:
+        return "now"
+    units = ((DAY_MS, "d"), (HOUR_MS, "h"), (MINUTE_MS, "min"), (SECOND_MS, "s"))
+    unit, name = next(pair for pair in units if abs(passed) >= pair[0])
+    return f"{round(abs(passed) / unit)} {name}" + (" ago" if passed > 0 else "")
 
 
 def percent(share: float) -> str:
@@ -135,12 +139,40 @@ def outcome(word: str | None, phase: str = "") -> Text:
     return Text(escape(phase), style="cyan" if phase == "leased" else "dim")
 
 
-def facts(pairs: Iterable[tuple[str, Any]]) -> Table:
-    """Two columns: what, and how it is. Values that are empty are left out."""
-    made = Table.grid(padding=(0, 2))
-    made.add_column(style="dim", no_wrap=True)
-    made.add_column(overflow="fold")
-    for name, value in pairs:
-        if value not in (None, "", ()):
-            made.add_row(name, value if isinstance(value, Text) else safe(value))
-    return made
+class Facts:
+    """Two columns: what, and how it is; a word that does not fit beside gets lines of its own."""
+
+    def __init__(self, rows: list[tuple[str, Text]]) -> None:
+        self.rows = rows
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        column = max((len(name) for name, _ in self.rows), default=0) + 2
+        room = options.max_width - column
+        for name, value in self.rows:
+            grid = Table.grid()
+            if max((cell_len(word) for word in value.plain.split()), default=0) > room:
+                if name:
+                    yield Text(name, style="dim")
+                for part in value.plain.split("  "):  # whole, so that a digest can be copied
+                    yield Text("  " + part, style=value.style)
+                continue
+            grid.add_column(style="dim", no_wrap=True, width=column)
+            grid.add_column(overflow="fold")
+            grid.add_row(name, value)
+            yield grid
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        column = max((len(name) for name, _ in self.rows), default=0) + 2
+        widest = max((cell_len(value.plain) for _, value in self.rows), default=0)
+        return Measurement(column, min(options.max_width, column + widest))
+
+
+def facts(pairs: Iterable[tuple[str, Any]]) -> Facts:
+    """What, and how it is. Values that are empty are left out."""
+    return Facts(
+        [
+            (name, value if isinstance(value, Text) else safe(value))
+            for name, value in pairs
+            if value not in (None, "", ())
+        ]
+    )

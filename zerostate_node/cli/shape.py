@@ -94,7 +94,7 @@ class Group(_Taught, click.Group):
         name = args[0] if args else ""
         known = self.list_commands(ctx)
         if name and name not in known and not name.startswith("-"):
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
             raise click.UsageError(
                 f"there is no command {name[:64]!r}"
                 + (f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"),

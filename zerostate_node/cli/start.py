@@ -16,12 +16,18 @@ if TYPE_CHECKING:
 
     from zerostate_node.settings import Settings
 
+FRAME_COLUMNS = 19  # of a framed address: borders, padding and its label
+
 
 @command(
     "start",
     examples=(
         ("zerostate-node start", "works with nothing set up"),
-        ("zerostate-node start --port 0 --data-dir ./second", "another one beside it"),
+        (
+            "zerostate-node start --port 0 --data-dir ./second "
+            "--set mesh.listen=/ip4/0.0.0.0/tcp/0",
+            "another one beside it",
+        ),
         ("zerostate-node start --role relay --config relay.toml", "a server that helps others"),
         ("zerostate-node start --set mesh.bootstrap=/ip4/192.0.2.7/tcp/4001/p2p/12D3Koo...", ""),
     ),
@@ -62,11 +68,17 @@ def welcome(settings: Settings, info: dict[str, Any]) -> None:
     from zerostate_node.cli import render
 
     console = render.out()
-    console.print(panel(settings, info, framed=console.is_terminal))
+    # A frame would break addresses that are to be copied.
+    longest = max((len(str(a)) for a in info.get("announce_addrs") or ()), default=0)
+    framed = console.is_terminal and longest + FRAME_COLUMNS <= console.width
+    shown = panel(settings, info, framed=framed, hints=console.is_terminal)
+    console.print(shown, soft_wrap=not framed)
     sys.stdout.flush()
 
 
-def panel(settings: Settings, info: dict[str, Any], *, framed: bool = True) -> RenderableType:
+def panel(
+    settings: Settings, info: dict[str, Any], *, framed: bool = True, hints: bool = True
+) -> RenderableType:
     """Who the node is, where it answers, what to try next."""
     from rich.console import Group
     from rich.panel import Panel
@@ -99,23 +111,23 @@ def panel(settings: Settings, info: dict[str, Any], *, framed: bool = True) -> R
             ("data", str(info.get("data_dir") or settings.node.data_dir)),
         ]
     )
-    hints = [("zerostate-node doctor", "is everything all right?")]
+    nexts = [("zerostate-node doctor", "is everything all right?")]
     if settings.owner.enabled:
-        hints = [
+        nexts = [
             ("zerostate-node agent publish FILE.wasm", "give it something to run"),
             ("zerostate-node task submit AGENT --input 'text'", "and run it"),
-            *hints,
+            *nexts,
         ]
     if place := _place(settings):
-        hints = [(place, ""), *hints]
-    width = max(len(line) for line, why in hints if why)
+        nexts = [(place, ""), *nexts]
+    width = max(len(line) for line, why in nexts if why)
     tries = Text()
-    for line, why in hints:
+    for line, why in nexts:
         tries.append(f"  {line:<{width}}", "green").append(f"  {why}\n", "dim")
     body = Group(facts, Text(""), Text("try next, in another terminal", "dim"), tries)
     title = f"zerostate-node {__version__} is ready"
     if not framed:
-        return Group(Text(title), facts)
+        return Group(Text(title, style="bold"), *(body.renderables if hints else (facts,)))
     return Panel(body, title=title, title_align="left", border_style="cyan", padding=(1, 2, 0, 2))
 
 

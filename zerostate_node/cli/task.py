@@ -16,6 +16,8 @@ from zerostate_node.units import KIB, MIB
 
 INLINE_INPUT_BYTES_MAX = 256 * KIB  # larger ones are uploaded first, streamed
 JSON_RESULT_BYTES_MAX = 4 * MIB
+ARGS_MAX, ARG_CHARACTERS_MAX = 32, 512  # of a task: protocols/task
+MEMORY_BYTES_MIN = 64 * KIB  # one page
 
 task = Group("task", help="Submit tasks and get their results.", no_args_is_help=True)
 task.examples = (
@@ -199,6 +201,7 @@ def _request(agent: str, capability: str, options: dict[str, Any]) -> dict[str, 
     if options["version"]:
         body["version"] = options["version"]
     if options["args"]:
+        check_args(options["args"])
         body["args"] = list(options["args"])
     if options["budget"] is not None:
         body["budget_ucr"] = options["budget"]
@@ -213,11 +216,34 @@ def _request(agent: str, capability: str, options: dict[str, Any]) -> dict[str, 
             limits["memory_bytes_max"] = parse_size(options["memory"])
         except ValueError as error:
             raise ConfigError(f"--memory {error}", code="usage") from error
+        if limits["memory_bytes_max"] < MEMORY_BYTES_MIN:
+            raise ConfigError(
+                f"--memory {options['memory']} is less than one page, 64KiB",
+                code="usage",
+                hint="a number alone is bytes; say 64MiB for example",
+            )
     if limits:
         body["limits"] = limits
     if options["attempts"]:
         body["retry"] = {"attempts_max": options["attempts"]}
     return body
+
+
+def check_args(args: tuple[str, ...]) -> None:
+    """Arguments of a guest: few and short. Raises ConfigError."""
+    if len(args) > ARGS_MAX:
+        raise ConfigError(
+            f"{len(args)} --arg are given; at most {ARGS_MAX} are allowed",
+            code="usage",
+            hint="longer things belong into the input",
+        )
+    longest = max(len(arg) for arg in args)
+    if longest > ARG_CHARACTERS_MAX:
+        raise ConfigError(
+            f"an --arg has {longest} characters; at most {ARG_CHARACTERS_MAX} are allowed",
+            code="usage",
+            hint="longer things belong into the input",
+        )
 
 
 def seconds(text: str | None, flag: str) -> float | None:

@@ -31,8 +31,8 @@ def print_page(page: dict[str, Any]) -> None:
             ("try", {"justify": "right"}),
             ("in", {"justify": "right", "no_wrap": True}),
             ("out", {"justify": "right", "no_wrap": True}),
-            ("age", {"justify": "right", "no_wrap": True}),
         ]
+    columns.append(("age", {"justify": "right", "no_wrap": True}))
     made = render.table(*columns)
     made.expand = console.is_terminal
     for view in tasks:
@@ -47,8 +47,8 @@ def print_page(page: dict[str, Any]) -> None:
                 str(view.get("attempt", 0)),
                 render.size(view.get("input_bytes")),
                 render.size(view.get("output_bytes")),
-                render.age(view.get("created_ms")),
             ]
+        row.append(render.age(view.get("created_ms")))
         made.add_row(*row)
     console.print(made)
     if page.get("cursor"):

@@ -11,7 +11,7 @@ from typing import Any
 import click
 from rich.text import Text
 
-from zerostate_node.cli import render
+from zerostate_node.cli import problems, render
 from zerostate_node.cli.client import Client
 from zerostate_node.cli.events import Heard, follow
 from zerostate_node.cli.problems import WaitedTooLong
@@ -19,7 +19,8 @@ from zerostate_node.errors import TaskFailed
 from zerostate_node.log import escape
 
 _ADVICE = {
-    "trapped": "the agent failed on this input; its last words are above and in: task show",
+    "trapped": "the agent failed on this input; what it says to that: --watch, or run the module "
+    "itself with: zerostate-node run",
     "out_of_fuel": "give it more with --fuel, up to what the agent's card and the worker allow",
     "out_of_memory": "give it more with --memory, up to what the agent's card and the worker allow",
     "timed_out": "give it longer with --run-timeout or --deadline",
@@ -125,6 +126,8 @@ def _from_view(view: dict[str, Any]) -> str:
         percent = view.get("progress", -1)
         worker = render.peer_text(str(view.get("worker", "")))
         return f"leased by {worker}" + (f", {percent} %" if percent and percent > 0 else "")
+    if view.get("phase") == "settled":
+        return f"ended: {view.get('outcome', '?')}"
     waiting = str(view.get("waiting_for") or "")
     return "accepted; waiting for " + (waiting or "a worker")
 
@@ -153,9 +156,11 @@ def wait(
     deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
     path = f"/api/v1/tasks/{task_id}"
     view: dict[str, Any] = client.get(path)
-    if view.get("phase") == "settled" and not as_json:
-        return view
     teller = _Teller(lines=lines, quiet=quiet, as_json=as_json)
+    if view.get("phase") == "settled" and not as_json:
+        if lines:
+            teller.say(_from_view(view))
+        return view
     try:
         with teller.telling():
             if not as_json:
@@ -168,6 +173,11 @@ def wait(
                     view = client.get(path)
                     if view.get("phase") == "settled":
                         return view
+    except KeyboardInterrupt:
+        problems.note(
+            f"\ntask {task_id} goes on; look again with task watch, end it with task cancel"
+        )
+        raise
     except WaitedTooLong as error:
         waiting = _from_view(client.get(path))
         raise WaitedTooLong(

@@ -20,13 +20,19 @@ from zerostate_node.services.scout import Scout
 from zerostate_node.services.standing import Standing
 from zerostate_node.services.sync import Sync
 from zerostate_node.services.worker import Worker
-from zerostate_node.units import GIB, PeerId
+from zerostate_node.units import GIB, MIB, PeerId
 from zerostate_node.wire.ids import did_of
 from zerostate_node.wire.messages import NodeAdvert
 
 DISK_FREE_MIN_BYTES = 1 * GIB
 DISK_USED_MAX = 0.95
 CLOCK_SKEW_WARN_MS = 30_000
+
+
+def _free(free_bytes: int) -> str:
+    if free_bytes >= GIB:
+        return f"{free_bytes / GIB:.1f} GiB"
+    return f"{free_bytes // MIB} MiB"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +178,7 @@ class Doctor:
             Check(
                 name="disk",
                 ok=fits or disk.free >= 20 * GIB,
-                detail=f"{disk.free // (1 << 20)} MiB free under {self._facts.data_dir}",
+                detail=f"{_free(disk.free)} free under {self._facts.data_dir}",
                 hint="" if fits else "make room: tasks and blobs cannot be stored on a full disk",
             )
         )
@@ -197,13 +203,13 @@ class Doctor:
             return Check(
                 name="reachability",
                 ok=True,
-                detail=f"reached through {len(status.relays)} relay(s)",
+                detail=f"reached through relays: {len(status.relays)}",
             )
         return Check(
             name="reachability",
             ok=not facts.bootstrap,
             detail="does not listen and has no relay",
-            hint="name a relay or bootstrap peer: P2P_BOOTSTRAP_PEERS=/dns4/…/tcp/4001/p2p/…",
+            hint="name a relay or bootstrap peer: --set mesh.bootstrap=/dns4/…/tcp/4001/p2p/…",
         )
 
     def _neighbours(self) -> list[Check]:
@@ -213,7 +219,7 @@ class Doctor:
                 name="peers",
                 ok=True,
                 detail="alone: no bootstrap peer is configured, nobody dialled in",
-                hint="to join others set P2P_BOOTSTRAP_PEERS, or give them your address",
+                hint="to join others: --set mesh.bootstrap=ADDRESS, or give them yours",
             )
         else:
             neighbours = Check(
@@ -244,6 +250,14 @@ class Doctor:
             if opened.sender != self._facts.peer
         ]
         skew = max(ahead, default=0)
+        if not ahead and (connected := self._mesh.status().peers_connected):
+            # A clock that is minutes off has every message refused, in both directions.
+            return Check(
+                name="clock",
+                ok=False,
+                detail=f"{connected} connected, but nothing that they say could be used yet",
+                hint="compare `date -u` on both, set clocks by NTP; the networks may differ too",
+            )
         return Check(
             name="clock",
             ok=skew < CLOCK_SKEW_WARN_MS,
@@ -263,7 +277,7 @@ class Doctor:
                     name="own tasks",
                     ok=not stuck,
                     detail=f"{len(self._driver.tasks)} unfinished, {waiting} waiting for a worker, "
-                    f"{streams} workers connected",
+                    f"{streams} worker{'' if streams == 1 else 's'} connected",
                     hint="no worker serves this node: is worker.enabled set anywhere in the mesh?"
                     if stuck
                     else "",
@@ -273,7 +287,7 @@ class Doctor:
             others = dict(self._scout.serving)
             connected = [p for p, how in others.items() if how == "connected"]
             detail = f"{self._worker.running} of {self._worker.slots} slots busy, "
-            detail += f"serving {len(connected)} owner(s)"
+            detail += f"serving {len(connected)} other owner{'' if len(connected) == 1 else 's'}"
             away = "; ".join(f"{p[-8:]} {how}" for p, how in others.items() if how != "connected")
             owners = [p for p, o in self._roster.adverts.items() if o.value.owns]
             hint = ""
