@@ -55,6 +55,9 @@ LEASES_PER_OWNER_MAX = 2_048  # held or unanswered; an owner that gives more tha
 UNANSWERED_MAX = 1_024  # receipts that an owner has not answered: it gets no more work done
 FETCHES_PER_OWNER_MAX = 16  # at once, before a slot: what cannot be fetched holds up nobody's run
 QUEUE_MS_MAX = 20_000  # runs that turn out slow are handed back where more than this waits
+GATHER_S = 0.008  # receipts of short runs are gathered for this long, where
+GATHER_QUEUED = 4  # so many more wait to run, each for
+GATHER_RUN_MS_MAX = 20.0  # no longer than this
 CLAIM_PART = 4  # a claim grows by this part of the room for leases, or waits
 RUN_MS_SMOOTHING = 0.2  # weight of the newest run in the moving mean
 
@@ -536,6 +539,9 @@ class Worker:
             while not self._finished:
                 self._journal_news = trio.Event()
                 await self._journal_news.wait()
+            if len(self._queue) >= GATHER_QUEUED and self.run_ms_mean <= GATHER_RUN_MS_MAX:
+                # Others finish within this pause: one commit and one frame for all of them.
+                await trio.sleep(GATHER_S)
             batch = [self._finished.popleft() for _ in range(len(self._finished))]
             try:
                 await self._journal.owe([_owed(held) for held in batch])
