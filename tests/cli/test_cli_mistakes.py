@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -135,3 +136,27 @@ def test_a_narrow_task_list_still_says_how_old_they_are(
     assert "age" in lines[0]
     assert lines[2].rstrip().endswith(" ago") or lines[2].rstrip().endswith(" d")
     assert max(map(len, lines)) <= 80
+
+
+def test_more_tasks_are_listed_than_the_node_gives_at_once(
+    at: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from zerostate_node.cli import client, task
+
+    asked: list[int] = []
+
+    class Pages:
+        def get(self, path: str, *, phase: str | None, limit: int, cursor: str) -> object:
+            asked.append(limit)
+            start = int(cursor or 0)
+            tasks = [{"task_id": f"{n:026}"} for n in range(start, start + limit)]
+            return {"tasks": tasks, "cursor": str(start + limit)}
+
+    monkeypatch.setattr(client, "connect", lambda place: Pages())
+    monkeypatch.setattr(task, "PAGE_TASKS_MAX", 200)
+    assert perform(["task", "list", "--limit", "450", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert asked == [200, 200, 50]
+    assert [view["task_id"] for view in shown["tasks"]] == [f"{n:026}" for n in range(450)]
+    assert shown["cursor"] == "450"
+    assert at("task", "list", "--limit", "1000").code == 0  # and a real node takes each of them

@@ -70,7 +70,7 @@ def devnet(
     """
     from zerostate_node.cli.devnet_nodes import Mesh
     from zerostate_node.cli.devnet_view import show
-    from zerostate_node.cli.task import seconds
+    from zerostate_node.cli.request import seconds
 
     timeout_s = seconds(timeout, "--timeout") or 60.0
     with _folder(data_dir) as folder, _signals():

@@ -102,7 +102,7 @@ def _limits(card: dict[str, Any], options: dict[str, Any], settings: Settings) -
     """The card's limits, or the flags', cut to this machine's."""
     import msgspec
 
-    from zerostate_node.cli.task import seconds
+    from zerostate_node.cli.request import seconds
     from zerostate_node.settings.values import parse_size
     from zerostate_node.wire.messages import Limits
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import click
 
+from zerostate_node.cli.request import request, seconds
 from zerostate_node.cli.shape import Group, Place, command, json_option, node_options
 from zerostate_node.errors import ConfigError, Refused
 from zerostate_node.units import KIB, MIB
 
 INLINE_INPUT_BYTES_MAX = 256 * KIB  # larger ones are uploaded first, streamed
 JSON_RESULT_BYTES_MAX = 4 * MIB
-ARGS_MAX, ARG_CHARACTERS_MAX = 32, 512  # of a task: protocols/task
-MEMORY_BYTES_MIN = 64 * KIB  # one page
+PAGE_TASKS_MAX = 200  # of one answer: the API
 
 task = Group("task", help="Submit tasks and get their results.", no_args_is_help=True)
 task.examples = (
@@ -174,7 +174,7 @@ def submit(place: Place, as_json: bool, agent: str, capability: str, **options: 
         )  # fmt: skip
     given = read_input(options["text"], options["file"])
     timeout_s = seconds(options["timeout"], "--timeout")
-    body = _request(agent, capability, options)
+    body = request(agent, capability, options)
     client = connect(place)
     if (content := _input_body(client, given)) is not None:
         body["input"] = content
@@ -191,74 +191,6 @@ def submit(place: Place, as_json: bool, agent: str, capability: str, **options: 
         client, task_id, timeout_s=timeout_s, lines=options["watch"], quiet=as_json
     )
     return finish(client, view, output=options["output"], raw=options["raw"], as_json=as_json)
-
-
-def _request(agent: str, capability: str, options: dict[str, Any]) -> dict[str, Any]:
-    from zerostate_node.settings.values import parse_size
-
-    body: dict[str, Any] = {"agent": agent} if agent else {"capability": capability}
-    limits: dict[str, int] = {}
-    if options["version"]:
-        body["version"] = options["version"]
-    if options["args"]:
-        check_args(options["args"])
-        body["args"] = list(options["args"])
-    if options["budget"] is not None:
-        body["budget_ucr"] = options["budget"]
-    if (run_s := seconds(options["run_timeout"], "--run-timeout")) is not None:
-        body["timeout_ms"] = round(run_s * 1000)
-    if (deadline_s := seconds(options["deadline"], "--deadline")) is not None:
-        body["deadline_ms"] = round(deadline_s * 1000)
-    if options["fuel"]:
-        limits["fuel_max"] = options["fuel"]
-    if options["memory"]:
-        try:
-            limits["memory_bytes_max"] = parse_size(options["memory"])
-        except ValueError as error:
-            raise ConfigError(f"--memory {error}", code="usage") from error
-        if limits["memory_bytes_max"] < MEMORY_BYTES_MIN:
-            raise ConfigError(
-                f"--memory {options['memory']} is less than one page, 64KiB",
-                code="usage",
-                hint="a number alone is bytes; say 64MiB for example",
-            )
-    if limits:
-        body["limits"] = limits
-    if options["attempts"]:
-        body["retry"] = {"attempts_max": options["attempts"]}
-    return body
-
-
-def check_args(args: tuple[str, ...]) -> None:
-    """Arguments of a guest: few and short. Raises ConfigError."""
-    if len(args) > ARGS_MAX:
-        raise ConfigError(
-            f"{len(args)} --arg are given; at most {ARGS_MAX} are allowed",
-            code="usage",
-            hint="longer things belong into the input",
-        )
-    longest = max(len(arg) for arg in args)
-    if longest > ARG_CHARACTERS_MAX:
-        raise ConfigError(
-            f"an --arg has {longest} characters; at most {ARG_CHARACTERS_MAX} are allowed",
-            code="usage",
-            hint="longer things belong into the input",
-        )
-
-
-def seconds(text: str | None, flag: str) -> float | None:
-    """A duration option; None when it was not given."""
-    from zerostate_node.settings.values import parse_duration_s
-
-    if text is None:
-        return None
-    try:
-        value = parse_duration_s(text)
-    except ValueError as error:
-        raise ConfigError(f"{flag} {error}", code="usage") from error
-    if not 0 < value <= 31_536_000:
-        raise ConfigError(f"{flag} must be more than 0 and at most a year", code="usage")
-    return value
 
 
 def finish(
@@ -315,7 +247,16 @@ def list_tasks(place: Place, as_json: bool, phase: str | None, limit: int, curso
     from zerostate_node.cli.client import connect
     from zerostate_node.cli.render import emit_json
 
-    page = connect(place).get("/api/v1/tasks", phase=phase, limit=limit, cursor=cursor)
+    client, page = connect(place), {}
+    tasks: list[Any] = []
+    while len(tasks) < limit:  # the node gives only so many at once
+        asked = min(PAGE_TASKS_MAX, limit - len(tasks))
+        page = client.get("/api/v1/tasks", phase=phase, limit=asked, cursor=cursor)
+        tasks += page.get("tasks") or []
+        cursor = str(page.get("cursor") or "")
+        if not cursor:
+            break
+    page = {**page, "tasks": tasks}
     if as_json:
         emit_json(page)
     else:

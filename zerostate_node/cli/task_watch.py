@@ -129,7 +129,7 @@ def _from_view(view: dict[str, Any]) -> str:
     if view.get("phase") == "settled":
         return f"ended: {view.get('outcome', '?')}"
     waiting = str(view.get("waiting_for") or "")
-    return "accepted; waiting for " + (waiting or "a worker")
+    return f"accepted, and waits: {waiting}" if waiting else "accepted; waiting for a worker"
 
 
 def wait(
