@@ -8,7 +8,13 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from zerostate_node.machines.dispatch import EXCLUDED_MS, Claimer, Dispatcher, Wanted
+from zerostate_node.machines.dispatch import (
+    EXCLUDED_BUSY_MS,
+    EXCLUDED_MS,
+    Claimer,
+    Dispatcher,
+    Wanted,
+)
 
 ECHO, GREP = "did:key:z6Mk/echo", "did:key:z6Mk/grep"
 
@@ -261,7 +267,7 @@ class DispatcherHistories(RuleBasedStateMachine):
     def leave(self, worker: str) -> None:
         self.dispatcher.claimers.pop(worker, None)
 
-    @rule(passed_ms=st.sampled_from((1, 400, EXCLUDED_MS)))
+    @rule(passed_ms=st.sampled_from((1, 400, EXCLUDED_MS, EXCLUDED_BUSY_MS)))
     def time(self, passed_ms: int) -> None:
         self.now_ms += passed_ms
 
@@ -281,11 +287,17 @@ class DispatcherHistories(RuleBasedStateMachine):
             self._nobody_could_take_more()
 
     def _may(self, task: Wanted, worker: Claimer) -> bool:
-        return (
-            worker.serves_kind(task.agent_id, task.capability)
-            and task.not_before_ms <= self.now_ms
-            and (worker.worker not in task.excluded or self.now_ms >= task.since_ms + EXCLUDED_MS)
+        if not worker.serves_kind(task.agent_id, task.capability):
+            return False
+        if task.not_before_ms > self.now_ms:
+            return False
+        if worker.worker not in task.excluded:
+            return True
+        others = any(
+            c.worker not in task.excluded and c.serves_kind(task.agent_id, task.capability)
+            for c in self.dispatcher.claimers.values()
         )
+        return self.now_ms - task.since_ms >= (EXCLUDED_BUSY_MS if others else EXCLUDED_MS)
 
     def _nobody_could_take_more(self) -> None:
         free = [c for c in self.dispatcher.claimers.values() if c.credits > 0]
