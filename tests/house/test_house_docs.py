@@ -241,8 +241,9 @@ def test_the_first_five_minutes_of_the_readme_run(reader: Reader) -> None:
 
     # One node, alone.
     (make,) = shown["node"]
+    quietly = ["make", "-n", "--no-print-directory", "--old-file=.venv/.runtime"]
     dry = subprocess.run(
-        ["make", "-n", "--no-print-directory", "--old-file=.venv/.runtime", *make.command.split()[1:]],
+        [*quietly, *make.command.split()[1:]],
         capture_output=True, text=True, cwd=ROOT, timeout=60,
         env={k: v for k, v in os.environ.items() if not k.startswith("MAKE")},  # of an outer make
     )  # fmt: skip
