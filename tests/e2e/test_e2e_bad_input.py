@@ -145,7 +145,7 @@ def test_requests_that_cannot_be_met_are_named(lab: Lab, tmp_path: Path) -> None
     (tmp_path / "junk.receipt").write_bytes(b"\x93junk")
     says(
         zerostate("receipt", "verify", "junk.receipt", *at, home=tmp_path),
-        Exit.FAILED,
+        Exit.USAGE,
         "no receipt",
     )
     assert alice.http.get("/health").status_code == 200
