@@ -52,6 +52,7 @@ TICK_S = 0.25
 PROGRESS_S_MIN = 0.1  # a guest that reports more often is told on with the next renewal
 ANSWERS_WAIT_S = 0.05  # owners' answers are gathered for this long before they are journaled
 LEASES_PER_OWNER_MAX = 2_048  # held or unanswered; an owner that gives more than we claimed is cut
+UNCLAIMED_MAX = 64  # leases that an earlier stream's claim may still bring; more are handed back
 UNANSWERED_MAX = 1_024  # receipts that an owner has not answered: it gets no more work done
 FETCHES_PER_OWNER_MAX = 16  # at once, before a slot: what cannot be fetched holds up nobody's run
 QUEUE_MS_MAX = 20_000  # runs that turn out slow are handed back where more than this waits
@@ -96,6 +97,8 @@ class OwnerStream:
         self.received = 0
         self.claimed = -1  # what the last claim said; -1 before the first
         self.received_at_claim = 0
+        self.may_receive = UNCLAIMED_MAX  # leases in all on this stream; claims raise it
+        self.fetching = 0
         self.fetches = trio.CapacityLimiter(FETCHES_PER_OWNER_MAX)
         self.leased_s = trio.current_time()  # when it last gave us work
         self.delivered: set[tuple[str, int]] = set()  # receipts sent here that wait for an ack
@@ -152,7 +155,6 @@ class Worker:
         self.held: dict[_Key, Held] = {}
         self.streams: dict[PeerId, OwnerStream] = {}
         self._queue: deque[_Key] = deque()
-        self._fetching = 0
         self._nursery: trio.Nursery | None = None
         self._work = trio.Event()
         self._finished: deque[Held] = deque()
@@ -351,14 +353,16 @@ class Worker:
             if held.key in self.held:
                 continue
             theirs += 1
-            if theirs > LEASES_PER_OWNER_MAX:
+            unclaimed = stream.received - stream.may_receive
+            if max(theirs, unclaimed) > LEASES_PER_OWNER_MAX:
                 raise ConductError("far more leases than were claimed", code="not_allowed")
             self.held[held.key] = held
-            if self.draining:
+            if self.draining or unclaimed > 0:
                 self._step(held, machine.Draining())
             elif self._nursery is None or self._runner.at_hand(lease):
                 self._queue.append(held.key)
             else:
+                stream.fetching += 1
                 self._nursery.start_soon(self._fetch, stream, held)
             log.debug(
                 "lease taken", task=lease.spec.task_id, fence=lease.fence, trace=lease.spec.trace
@@ -373,7 +377,6 @@ class Worker:
     async def _fetch(self, stream: OwnerStream, held: Held) -> None:
         """Bring what a run needs before it takes a slot."""
         failed: Finished | None = None
-        self._fetching += 1
         try:
             async with stream.fetches:
                 if isinstance(held.state, machine.Queued):
@@ -384,7 +387,7 @@ class Worker:
                 held.lease, Outcome.REFUSED, f"this worker failed: {error}", owner=held.owner
             )
         finally:
-            self._fetching -= 1
+            stream.fetching -= 1
         # Meanwhile it may have been cancelled, and its receipt signed: that one stands.
         if self.held.get(held.key) is held and isinstance(held.state, machine.Queued):
             held.finished = failed
@@ -393,7 +396,7 @@ class Worker:
 
     def _claim_all(self) -> None:
         """Tell every owner how much more we take, where that changed enough to matter."""
-        held = len(self._queue) + self._fetching + self.running
+        held = len(self._queue) + self.running
         wanted = machine.credits_wanted(
             slots=self.slots,
             held=held,
@@ -403,11 +406,15 @@ class Worker:
         owners = max(1, len(self.streams))
         fair, room = -(-wanted // owners), (held + wanted) // owners
         for stream in self.streams.values():
-            share = fair if len(stream.delivered) < UNANSWERED_MAX else 0
+            # What one owner's leases wait for is no reason to take less from others.
+            share = max(0, fair - stream.fetching)
+            if len(stream.delivered) >= UNANSWERED_MAX:
+                share = 0
             if not stream.worth_telling(share, room):
                 continue
             stream.claimed = share
             stream.received_at_claim = stream.received
+            stream.may_receive = max(stream.may_receive, stream.received + share + UNCLAIMED_MAX)
             stream.outbox.put(
                 Claim(
                     credits=share,
