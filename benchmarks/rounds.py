@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -56,8 +57,9 @@ class Measured:
 
 
 def percentile(times: Sequence[float], part: float) -> float:
-    """The value that `part` of the sorted `times` do not exceed (nearest rank)."""
-    return times[min(len(times) - 1, max(0, -(-int(part * 1000) * len(times) // 1000) - 1))]
+    """The smallest of the sorted `times` that `part` of them do not exceed (nearest rank)."""
+    rank = math.ceil(round(part * len(times), 9))
+    return times[max(rank, 1) - 1]
 
 
 def measure(sides: Sequence[Side], plan: Plan) -> dict[str, Measured]:
