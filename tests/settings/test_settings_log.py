@@ -108,3 +108,12 @@ def test_short_ids_keep_what_differs() -> None:
     assert log.short("12D3KooWR4KeqKjGzgNk5ku9yzj2DzQvphjsQyuLW5otPj6BLB1T") == "Pj6BLB1T"
     assert log.short(did + "/markdown") == "r1uJMT4u/markdown"
     assert log.short("sha256:" + "ab" * 32) == "abababababab"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Bearer hunter2hunter2", "basic\thunter2hunter2", "a://b:hunter2@c", "password=hunter2"],
+)
+def test_no_secret_hides_from_the_first_look(text: str) -> None:
+    # Most facts are ids, and only what passes this look is searched by the patterns.
+    assert "hunter2" not in line("json", "heard", text=text)
