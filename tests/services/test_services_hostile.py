@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import trio.testing
 from fake_mesh import Air, FakeMesh
 from ledger_samples import ref
 from machines_owning import T0, TTL, WAIT_S, Clock, house
+from machines_until import until
 from machines_workshop import (
     MODULE,
     NETWORK,
@@ -351,14 +350,6 @@ async def test_a_peer_is_not_blamed_for_a_size_that_another_made_up(tmp_path: Pa
         with pytest.raises(NotFound):
             await courier.bring(BlobRef(digest=ids.digest_of(b"x"), size_bytes=8))
         assert conduct == [(peer_of("alice"), "lied")]
-
-
-async def until(true: Callable[[], bool]) -> None:
-    """Wait in real time while the clock stands: a jumping clock does not wait for the journal."""
-    end_s = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < end_s, "not within 20 s"
-        await trio.lowlevel.checkpoint()
 
 
 async def test_owners_that_only_hold_the_line_make_room_for_one_with_work(
